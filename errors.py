@@ -1,0 +1,72 @@
+"""Every error this project raises on purpose, under one base class.
+
+The command line prints the message of an `RvcCoremlError` as one sentence and exits with `exit_code`;
+anything else is a bug and is reported as one. Messages say what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class RvcCoremlError(Exception):
+    """Base of all errors raised by this package; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        """The message on one line; names out of files may hold anything, so what cannot be printed is escaped."""
+        text = " ".join(super().__str__().split())
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class UsageError(RvcCoremlError):
+    """An argument, a path or a name that cannot be used as given."""
+
+    exit_code = 2
+
+
+class CheckpointError(UsageError):
+    """A weight file that cannot be used. Subclasses say why."""
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """The file is missing, empty, truncated, or of no format known here."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """The file asks for code to be run, or expands far beyond its size: it is not opened further."""
+
+
+class WrongCheckpointKind(CheckpointError):
+    """A well-formed file that holds something other than what was asked for."""
+
+
+class IncompleteCheckpoint(CheckpointError):
+    """Entries are missing, have wrong shapes, or hold values that are not finite."""
+
+
+class AudioError(UsageError):
+    """Audio that cannot be read, used or written."""
+
+
+class LibraryError(UsageError):
+    """A model library that is missing, damaged, or lacks what was asked for."""
+
+
+class PackageError(UsageError):
+    """A Core ML package that cannot be read or run here."""
+
+
+class BackendError(RvcCoremlError):
+    """A backend that cannot run on this machine, or failed while running."""
+
+
+class ConversionError(RvcCoremlError):
+    """A conversion that did not produce a package worth keeping; nothing was written."""
+
+
+class AuditError(ConversionError):
+    """A saved package whose constants differ from the checkpoint."""
+
+
+class OutputError(RvcCoremlError):
+    """An output that could not be written (read-only place, full disk)."""
