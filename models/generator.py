@@ -1,0 +1,125 @@
+"""`dec`: the HiFi-GAN generators that turn the latent into audio, with and without a harmonic source.
+
+GeneratorNSF adds the source (1, 1, samples) at every resolution; Generator is the same without it. Both are one
+class here, because the checkpoints differ only by the `noise_convs` and `m_source` entries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import VoiceConfig
+from .text_encoder import masked
+
+LEAKY_SLOPE = 0.1
+LAST_LEAKY_SLOPE = 0.01  # upstream leaves the last activation at torch's default
+CONTEXT_FRAMES = 14  # one latent frame reaches at most 13.3 frames of audio in any shipped configuration
+
+
+class ResBlock1(nn.Module):
+    """Three pairs of convolutions, the first of each dilated, with a residual around every pair."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(_same_conv(channels, kernel_size, dilation) for dilation in dilations[:3])
+        self.convs2 = nn.ModuleList(_same_conv(channels, kernel_size, 1) for _ in dilations[:3])
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
+            h = dilated(masked(F.leaky_relu(x, LEAKY_SLOPE), mask))
+            x = x + plain(masked(F.leaky_relu(h, LEAKY_SLOPE), mask))
+        return x
+
+
+class ResBlock2(nn.Module):
+    """Two dilated convolutions with a residual around each."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(_same_conv(channels, kernel_size, dilation) for dilation in dilations[:2])
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for conv in self.convs:
+            x = x + conv(masked(F.leaky_relu(x, LEAKY_SLOPE), mask))
+        return x
+
+
+def _same_conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
+    return nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding=dilation * (kernel_size - 1) // 2)
+
+
+class SourceModule(nn.Module):
+    """`m_source`: holds the two numbers that mix sine and noise; `source.harmonic_source` applies them on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l_linear = nn.Linear(1, 1)
+
+
+class GeneratorNSF(nn.Module):
+    """z (1, inter, T), g (1, gin, 1) and, for f0 voices, source (1, 1, T * upp) -> audio (1, 1, T * upp)."""
+
+    def __init__(self, config: VoiceConfig, f0: bool) -> None:
+        super().__init__()
+        rates, initial = config.upsample_rates, config.upsample_initial_channel
+        self.rates = rates
+        self.kernels = len(config.resblock_kernel_sizes)
+        self.conv_pre = nn.Conv1d(config.inter_channels, initial, 7, padding=3)
+        self.cond = nn.Conv1d(config.gin_channels, initial, 1)
+        self.ups = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        if f0:
+            self.m_source = SourceModule()
+            self.noise_convs = nn.ModuleList()
+        block = ResBlock1 if config.uses_resblock1 else ResBlock2
+        for index, (rate, kernel) in enumerate(zip(rates, config.upsample_kernel_sizes, strict=True)):
+            channels = initial >> (index + 1)
+            self.ups.append(nn.ConvTranspose1d(2 * channels, channels, kernel, rate, padding=(kernel - rate) // 2))
+            for size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True):
+                self.resblocks.append(block(channels, size, dilations))
+            if f0:
+                self.noise_convs.append(_noise_conv(channels, math.prod(rates[index + 1 :])))
+        self.conv_post = nn.Conv1d(initial >> len(rates), 1, 7, padding=3, bias=False)
+        self.has_source = f0
+
+    def forward(self, z: Tensor, g: Tensor, source: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """mask (1, 1, T) marks the valid frames with 1; every convolution then sees zeros beyond them."""
+        x = self.conv_pre(masked(z, mask)) + self.cond(g)
+        frames, upsampled = int(z.shape[-1]), 1
+        level_mask = mask
+        if source is not None and mask is not None:
+            source = source * _stretch(mask, frames, math.prod(self.rates))
+        for index, (rate, up) in enumerate(zip(self.rates, self.ups, strict=True)):
+            x = up(masked(F.leaky_relu(x, LEAKY_SLOPE), level_mask))
+            if source is not None:
+                x = x + self.noise_convs[index](source)
+            upsampled *= rate
+            if mask is not None:
+                level_mask = _stretch(mask, frames, upsampled)
+            blocks = [self.resblocks[index * self.kernels + j](x, level_mask) for j in range(self.kernels)]
+            x = _sum(blocks) / self.kernels
+        x = self.conv_post(masked(F.leaky_relu(x, LAST_LEAKY_SLOPE), level_mask))
+        return masked(torch.tanh(x), level_mask)
+
+
+def _noise_conv(channels: int, stride: int) -> nn.Conv1d:
+    """Brings the source down to a level that still has `stride` samples for each of its own."""
+    if stride == 1:
+        return nn.Conv1d(1, channels, 1)
+    return nn.Conv1d(1, channels, 2 * stride, stride, padding=stride // 2)
+
+
+def _stretch(mask: Tensor, frames: int, factor: int) -> Tensor:
+    """(1, 1, T) -> (1, 1, T * factor), each entry repeated."""
+    return mask.unsqueeze(-1).expand(1, 1, frames, factor).reshape(1, 1, frames * factor)
+
+
+def _sum(tensors: list[Tensor]) -> Tensor:
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total

@@ -1,0 +1,202 @@
+"""Stages: the parts of the pipeline that become one package each, as modules of a fixed window.
+
+A stage takes exactly the tensors its package takes and computes what the unpadded network computes in the valid part
+of the window: everything random, everything that sums phase, every table look-up and the statistics that span a whole
+clip are inputs made on the host. The torch backend runs these modules, the converter traces them, and the reference
+executor and Core ML are compared with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .flow import RECEPTIVE_FIELD
+from .generator import CONTEXT_FRAMES
+from .hubert import Hubert
+from .synthesizer import Synthesizer, sample_prior
+
+VALID_INPUT = "mask"  # every stage has it: float32, 1 where a frame is valid
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a stage: float32 always, shape fixed by the window.
+
+    `time_axis` is the axis that runs over frames (or samples), and `samples` of it make one 10 or 20 ms frame.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    description: str
+    time_axis: int = -1
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """How a stage is cut out of a clip: `window` frames at a time, of which `context` on either side only inform."""
+
+    window: int
+    context: int
+
+
+# Windows are frames: 20 ms for the content encoder, 10 ms for the others. Ten seconds hold a sentence, so that the two
+# stages with global attention rarely need a second window; one second of overlap lets their edges settle. The flow and
+# the decoder see 24 and 14 frames, so for them the context is exact and the window only a question of memory.
+DEFAULT_PLANS = {
+    "content_encoder": StagePlan(500, 50),
+    "text_encoder": StagePlan(1000, 100),
+    "flow": StagePlan(500, RECEPTIVE_FIELD),
+    "decoder": StagePlan(200, CONTEXT_FRAMES),
+}
+VOICE_STAGES = ("text_encoder", "flow", "decoder")
+
+
+class Stage(nn.Module):
+    """Base of all stages. `forward` takes `inputs` in order and returns `outputs` as a tuple."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    host_entries: ClassVar[tuple[str, ...]] = ()  # checkpoint entries (prefixes) that stay on the host
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+
+    def mask(self, valid: int) -> Tensor:
+        """The mask input (1, 1, window) for a clip of `valid` frames."""
+        return (torch.arange(self.window) < valid).float().reshape(1, 1, -1)
+
+
+class ContentEncoderStage(Stage):
+    """HuBERT over a window of waveform; v2 features always, v1 features where the encoder has `final_proj`."""
+
+    name = "content_encoder"
+    description = "HuBERT/ContentVec: 16 kHz waveform to 50 Hz content features"
+    host_entries = ("feature_extractor.conv_layers.0.2.",)
+
+    def __init__(self, hubert: Hubert, window: int) -> None:
+        super().__init__(window)
+        self.hubert = hubert
+        config = hubert.config
+        channels = config.conv_channels[0]
+        self.samples = config.samples(window)
+        self.inputs = (
+            TensorSpec("waveform", (1, self.samples), "16 kHz mono, moved to zero mean and unit peak over the whole clip"),
+            TensorSpec("norm_scale", (1, channels, 1), "layer 0 GroupNorm over the whole clip: factor for each channel"),
+            TensorSpec("norm_shift", (1, channels, 1), "layer 0 GroupNorm over the whole clip: addend for each channel"),
+            TensorSpec(VALID_INPUT, (1, 1, window), "1 where the 20 ms frame is valid, 0 where it is padding"),
+        )
+        outputs = [TensorSpec("features_v2", (1, window, config.hidden), f"features of layer {config.layers}, for v2 voices", time_axis=1)]
+        if config.projection is not None:
+            note = f"projected features of layer {config.v1_layer}, for v1 voices"
+            outputs.append(TensorSpec("features_v1", (1, window, config.projection), note, time_axis=1))
+        self.outputs = tuple(outputs)
+
+    def forward(self, waveform: Tensor, norm_scale: Tensor, norm_shift: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        hubert = self.hubert
+        frame_mask = mask.transpose(1, 2)
+        x = hubert.project(hubert.feature_extractor.with_statistics(waveform, norm_scale, norm_shift))
+        upto = (hubert.config.layers, hubert.config.v1_layer)
+        last, middle = hubert.encoder(x, upto, frame_mask)
+        if hubert.config.projection is None:
+            return (last * frame_mask,)
+        return last * frame_mask, hubert.final_proj(middle) * frame_mask
+
+
+class TextEncoderStage(Stage):
+    """enc_p over a window of features; the pitch embedding is looked up on the host."""
+
+    name = "text_encoder"
+    description = "RVC text encoder: content features and pitch to the prior's mean and log deviation"
+    host_entries = ("enc_p.emb_pitch.",)
+
+    def __init__(self, synthesizer: Synthesizer, window: int) -> None:
+        super().__init__(window)
+        self.enc_p = synthesizer.enc_p
+        self.has_f0 = synthesizer.has_f0
+        config = synthesizer.config
+        inputs = [TensorSpec("phone", (1, window, synthesizer.phone_channels), "content features, one row for every 10 ms")]
+        if self.has_f0:
+            inputs.append(
+                TensorSpec("pitch_embedding", (1, window, config.hidden_channels), "row of enc_p.emb_pitch for each coarse pitch")
+            )
+        inputs.append(TensorSpec(VALID_INPUT, (1, 1, window), "1 where the 10 ms frame is valid, 0 where it is padding"))
+        self.inputs = tuple(inputs)
+        shape = (1, config.inter_channels, window)
+        self.outputs = (TensorSpec("m_p", shape, "mean of the prior"), TensorSpec("logs_p", shape, "log deviation of the prior"))
+
+    def forward(self, phone: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        return self.enc_p.encode(phone, rest[0] if self.has_f0 else None, rest[-1])
+
+
+class FlowStage(Stage):
+    """Prior sample and inverse flow over a window; the noise and the speaker embedding are inputs."""
+
+    name = "flow"
+    description = "RVC prior sample and inverse flow: prior and noise to the decoder's latent"
+
+    def __init__(self, synthesizer: Synthesizer, window: int) -> None:
+        super().__init__(window)
+        self.flow = synthesizer.flow
+        config = synthesizer.config
+        shape = (1, config.inter_channels, window)
+        self.inputs = (
+            TensorSpec("m_p", shape, "mean of the prior"),
+            TensorSpec("logs_p", shape, "log deviation of the prior"),
+            TensorSpec("noise", shape, "standard normal noise; the prior's factor 0.66666 is applied inside"),
+            TensorSpec("g", (1, config.gin_channels, 1), "speaker embedding, a row of emb_g"),
+            TensorSpec(VALID_INPUT, (1, 1, window), "1 where the 10 ms frame is valid, 0 where it is padding"),
+        )
+        self.outputs = (TensorSpec("z", shape, "latent for the decoder"),)
+
+    def forward(self, m_p: Tensor, logs_p: Tensor, noise: Tensor, g: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return (self.flow(sample_prior(m_p, logs_p, noise) * mask, g, mask),)
+
+
+class DecoderStage(Stage):
+    """dec over a window; the harmonic source is made on the host."""
+
+    name = "decoder"
+    description = "RVC decoder (HiFi-GAN): latent and harmonic source to audio"
+    host_entries = ("dec.m_source.",)
+
+    def __init__(self, synthesizer: Synthesizer, window: int) -> None:
+        super().__init__(window)
+        self.dec = synthesizer.dec
+        self.has_f0 = synthesizer.has_f0
+        config = synthesizer.config
+        samples = window * config.samples_per_frame
+        inputs = [TensorSpec("z", (1, config.inter_channels, window), "latent from the flow")]
+        if self.has_f0:
+            inputs.append(TensorSpec("source", (1, 1, samples), f"harmonic source at {config.sr} Hz, after l_linear and tanh"))
+        inputs += [
+            TensorSpec("g", (1, config.gin_channels, 1), "speaker embedding, a row of emb_g"),
+            TensorSpec(VALID_INPUT, (1, 1, window), "1 where the 10 ms frame is valid, 0 where it is padding"),
+        ]
+        self.inputs = tuple(inputs)
+        note = f"audio at {config.sr} Hz, within -1 to 1"
+        self.outputs = (TensorSpec("audio", (1, 1, samples), note, samples=config.samples_per_frame),)
+
+    def forward(self, z: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        g, mask = rest[-2:]
+        return (self.dec(z, g, rest[0] if self.has_f0 else None, mask),)
+
+
+def content_encoder_stage(hubert: Hubert, window: int | None = None) -> ContentEncoderStage:
+    """The content encoder at a window of 20 ms frames (default: DEFAULT_PLANS)."""
+    return ContentEncoderStage(hubert, window or DEFAULT_PLANS["content_encoder"].window).eval()
+
+
+def voice_stage(name: str, synthesizer: Synthesizer, window: int | None = None) -> Stage:
+    """`text_encoder`, `flow` or `decoder` of a voice at a window of 10 ms frames (default: DEFAULT_PLANS)."""
+    kinds: dict[str, type[TextEncoderStage] | type[FlowStage] | type[DecoderStage]] = {
+        kind.name: kind for kind in (TextEncoderStage, FlowStage, DecoderStage)
+    }
+    return kinds[name](synthesizer, window or DEFAULT_PLANS[name].window).eval()
