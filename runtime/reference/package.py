@@ -1,0 +1,78 @@
+"""The files of an `.mlpackage`: which one is the model, and that every path stays inside the package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from ...coremltools_import import Model_pb2
+from ...errors import PackageError
+
+MAX_SPECIFICATION_BYTES = 1 << 30  # weights lie in their own file; a larger specification is damaged
+
+
+@dataclass(frozen=True)
+class Package:
+    """An opened package: its specification and the folder that `@model_path` stands for."""
+
+    path: Path
+    specification: Any  # coremltools.proto.Model_pb2.Model; protobuf classes have no static types
+    model_folder: Path
+
+
+def open_package(path: str | Path) -> Package:
+    """Read Manifest.json and the model file. Raises PackageError where either is missing or damaged."""
+    path = Path(path)
+    manifest = path / "Manifest.json"
+    try:
+        if not path.exists():
+            raise PackageError(f"{path} does not exist")
+        if not path.is_dir() or not manifest.is_file():
+            raise PackageError(f"{path} is not an .mlpackage (a folder with a Manifest.json)")
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{path} cannot be a file's name") from error
+    model = _model_file(path, manifest)
+    if model.stat().st_size > MAX_SPECIFICATION_BYTES:
+        raise PackageError(f"{model} is larger than any model specification")
+    specification: Any = Model_pb2.Model()  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        specification.ParseFromString(model.read_bytes())
+    except DecodeError as error:
+        raise PackageError(f"{model} is not a Core ML model specification, or is truncated") from error
+    return Package(path, specification, model.parent)
+
+
+def _model_file(path: Path, manifest: Path) -> Path:
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        item = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
+        model = path / "Data" / item
+        inside = model.resolve().is_relative_to(path.resolve())
+        present = model.is_file()
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise PackageError(f"{manifest} is damaged: it names no model file") from error
+    if not inside:
+        raise PackageError(f"{manifest} points outside the package ({item}): it was not opened")
+    if not present:
+        raise PackageError(f"{path} lacks its model file {item}")
+    return model
+
+
+def resolve_in_model_folder(package: Package, name: str) -> Path:
+    """The file that a blob reference such as `@model_path/weights/weight.bin` means. Raises PackageError outside."""
+    relative = name.removeprefix("@model_path/")
+    path = package.model_folder / relative
+    try:
+        inside = relative != name and path.resolve().is_relative_to(package.path.resolve())
+        present = path.is_file()
+    except (OSError, ValueError) as error:
+        raise PackageError(f"{package.path}: its weight file has an impossible name") from error
+    if not inside:
+        raise PackageError(f"{package.path}: the weight file {name!r} lies outside the package")
+    if not present:
+        raise PackageError(f"{package.path} lacks its weight file {relative}")
+    return path
