@@ -1,0 +1,28 @@
+"""Which backend a name means on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...errors import BackendError, UsageError
+from .base import Backend
+from .coreml_backend import CoreMLBackend, coreml_available
+from .reference_backend import ReferenceBackend
+from .torch_backend import TorchBackend
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"coreml": CoreMLBackend, "reference": ReferenceBackend, "torch": TorchBackend}
+
+
+def default_backend_name() -> str:
+    """What `auto` means: Core ML on a Mac, PyTorch elsewhere."""
+    return "coreml" if coreml_available() else "torch"
+
+
+def choose_backend(name: str) -> Backend:
+    """A backend by name or `auto`. Raises UsageError for an unknown name, BackendError for Core ML off a Mac."""
+    chosen = default_backend_name() if name == "auto" else name
+    if chosen not in BACKENDS:
+        raise UsageError(f"backend {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
+    if chosen == "coreml" and not coreml_available():
+        raise BackendError("Core ML can run only on macOS; use --backend reference (the same packages) or torch here")
+    return BACKENDS[chosen]()

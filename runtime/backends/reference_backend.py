@@ -1,0 +1,18 @@
+"""The reference executor as a backend: runs the saved packages on any machine."""
+
+from __future__ import annotations
+
+from ..library import Component
+from .base import StageRunner
+
+
+class ReferenceBackend:
+    """Runs packages with torch on the CPU, every result rounded to its declared type."""
+
+    name = "reference"
+    detail = "cpu"
+
+    def load(self, component: Component, stage: str) -> StageRunner:
+        from ..reference import ReferenceModel  # brings coremltools in, which the torch backend does not need
+
+        return ReferenceModel(component.package(stage))

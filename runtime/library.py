@@ -1,0 +1,284 @@
+"""The model library: the directory that `convert` writes and `infer` reads.
+
+    LIB/content_encoder/manifest.json          one content encoder
+    LIB/content_encoder/<build>/...            its package, operation map, golden tensors and weights
+    LIB/voices/<name>/manifest.json            any number of voices
+    LIB/voices/<name>/<build>/...
+
+A manifest names the build it belongs to and is replaced in one step after the build is complete, so at any moment a
+component is the old one or the new one. Builds that no manifest names are left-overs of a crash; the next conversion
+removes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import LibraryError
+from ..models.stages import VOICE_STAGES
+from .files import output_errors, sync_tree, write_json
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+CONTENT_ENCODER = "content_encoder"
+VOICES = "voices"
+WEIGHTS = "weights.safetensors"
+INDEX = "features.index"
+# Kind of component -> its stages and what its details have to say.
+_REQUIRED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    CONTENT_ENCODER: ((CONTENT_ENCODER,), ("versions",)),
+    "voice": (VOICE_STAGES, ("version", "sample_rate", "f0", "speakers")),
+}
+_TEMPORARY = ".convert-"
+_LOCK = ".lock"
+MAX_NAME = 100
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage as the manifest keeps it. Paths are relative to the build."""
+
+    package: str
+    golden: str
+    operations: str
+    window: int
+    context: int
+    precision: str
+    compute_units: str
+    minimum_deployment_target: str
+    inputs: dict[str, list[int]]
+    outputs: dict[str, list[int]]
+    operation_counts: dict[str, int]
+    audited_values: int
+    reference_snr_db: float | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A component's manifest. `details` is what the kind of component adds (a voice's version, rate, config, ...)."""
+
+    kind: str
+    name: str
+    build: str
+    source: dict[str, Any]
+    tools: dict[str, str]
+    stages: dict[str, StageEntry]
+    details: dict[str, Any] = field(default_factory=dict)
+    index: dict[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Component:
+    """A content encoder or a voice in a library."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def build(self) -> Path:
+        return self.folder / self.manifest.build
+
+    @property
+    def weights(self) -> Path:
+        """The network's weights in the source's precision."""
+        return self.build / WEIGHTS
+
+    @property
+    def title(self) -> str:
+        return "content encoder" if self.manifest.kind == CONTENT_ENCODER else f"voice {self.manifest.name!r}"
+
+    def package(self, stage: str) -> Path:
+        return self.build / self.manifest.stages[stage].package
+
+    def golden(self, stage: str) -> Path:
+        return self.build / self.manifest.stages[stage].golden
+
+    def operations(self, stage: str) -> dict[str, str]:
+        """Operation name -> module path, as the conversion recorded it."""
+        return json.loads((self.build / self.manifest.stages[stage].operations).read_text(encoding="utf-8"))
+
+
+class Library:
+    """A library at a path; it need not exist yet for `write`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Library:
+        """An existing library. Raises LibraryError where there is none."""
+        library = cls(path)
+        if not library.path.is_dir():
+            raise LibraryError(f"{library.path} is not a model library: the folder does not exist (rvc-coreml convert makes one)")
+        if not library.has_content_encoder() and not library.voice_names():
+            raise LibraryError(f"{library.path} is not a model library: it holds no content encoder and no voice")
+        return library
+
+    def has_content_encoder(self) -> bool:
+        return (self.path / CONTENT_ENCODER / MANIFEST).is_file()
+
+    def voice_names(self) -> list[str]:
+        return sorted(item.parent.name for item in (self.path / VOICES).glob(f"*/{MANIFEST}"))
+
+    def content_encoder(self) -> Component:
+        """Raises LibraryError where the library has none yet."""
+        if not self.has_content_encoder():
+            raise LibraryError(f"{self.path} has no content encoder; add one with 'rvc-coreml convert hubert FILE -o {self.path}'")
+        return _component(self.path / CONTENT_ENCODER)
+
+    def voice(self, name: str) -> Component:
+        """Raises LibraryError for a name the library does not have, listing those it has."""
+        names = self.voice_names()
+        if name not in names:
+            known = ", ".join(names) or "none yet; add one with 'rvc-coreml convert voice FILE -o LIB'"
+            raise LibraryError(f"{self.path} has no voice {name!r}; its voices are: {known}")
+        return _component(self.path / VOICES / name)
+
+    def components(self) -> list[Component]:
+        found = [self.content_encoder()] if self.has_content_encoder() else []
+        return found + [self.voice(name) for name in self.voice_names()]
+
+    def existing(self, kind: str, name: str) -> Component | None:
+        """What a conversion under that name would replace."""
+        folder = self._folder(kind, name)
+        return _component(folder) if (folder / MANIFEST).is_file() else None
+
+    @contextmanager
+    def write(self, kind: str, name: str) -> Iterator[Path]:
+        """A temporary folder to build in; `commit` makes it part of the library. Removed if the block fails."""
+        check_name(name)
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with output_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            _sweep(self.path)
+            temporary = self.path / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+            temporary.mkdir()
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for folder in made:
+                if folder.is_dir() and {item.name for item in folder.iterdir()} <= {_LOCK}:
+                    (folder / _LOCK).unlink(missing_ok=True)
+                    folder.rmdir()
+
+    def commit(self, temporary: Path, manifest: Manifest) -> Component:
+        """Move a finished build into the library and switch its manifest over."""
+        folder = self._folder(manifest.kind, manifest.name)
+        with output_errors(folder), _locked(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                sync_tree(temporary)
+                os.rename(temporary, folder / manifest.build)
+                write_json(folder / MANIFEST, asdict(manifest))
+            except BaseException:
+                shutil.rmtree(folder / manifest.build, ignore_errors=True)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+                raise
+            for item in folder.iterdir():
+                if item.is_dir() and item.name != manifest.build:
+                    shutil.rmtree(item, ignore_errors=True)
+        return Component(folder, manifest)
+
+    def _folder(self, kind: str, name: str) -> Path:
+        return self.path / CONTENT_ENCODER if kind == CONTENT_ENCODER else self.path / VOICES / name
+
+
+def check_name(name: str) -> None:
+    """Raises LibraryError for a name that cannot be a folder's."""
+    printable = bool(name) and name.isprintable() and not any(character in name for character in "/\\")
+    if not printable or len(name.encode()) > MAX_NAME or name.startswith("."):
+        raise LibraryError(f"{name!r} cannot be a voice's name: give one of 1 to {MAX_NAME} bytes without slashes, with --name")
+
+
+def new_build(source_hash: str) -> str:
+    """A folder name no other build has."""
+    return f"build-{source_hash[:12]}-{secrets.token_hex(4)}"
+
+
+def _component(folder: Path) -> Component:
+    """The component as it is now; one that is replaced while it is read is read again."""
+    component = _read_component(folder)
+    while True:
+        try:
+            _check(component)
+            return component
+        except LibraryError:
+            now = _read_component(folder)
+            if now.manifest.build == component.manifest.build:
+                raise
+            component = now
+
+
+def _read_component(folder: Path) -> Component:
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["format_version"]
+        if version != FORMAT_VERSION:
+            raise LibraryError(f"{path} has format version {version}; this rvc-coreml reads {FORMAT_VERSION}: convert again")
+        values["stages"] = {name: StageEntry(**entry) for name, entry in values["stages"].items()}
+        manifest = Manifest(**values)
+        names = [manifest.build, *(part for entry in manifest.stages.values() for part in (entry.package, entry.golden, entry.operations))]
+        if any(not isinstance(name, str) or not name.isprintable() for name in names):
+            raise ValueError("a path is no text")
+        stages, details = _REQUIRED[manifest.kind]
+        wanted = ((stages, manifest.stages), (details, manifest.details), (("file", "sha256"), manifest.source))
+        missing = [name for names, given in wanted for name in names if name not in given]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise LibraryError(f"{path} is damaged ({type(error).__name__}: {error}): convert again") from error
+    return Component(folder, manifest)
+
+
+def _check(component: Component) -> None:
+    """Every path of the manifest exists and lies inside the component, and every window is larger than its context."""
+    root = component.folder.resolve()
+    paths = [component.weights]
+    for name, entry in component.manifest.stages.items():
+        if not (isinstance(entry.window, int) and isinstance(entry.context, int) and 0 <= 2 * entry.context < entry.window):
+            raise LibraryError(f"{component.folder / MANIFEST} is damaged (window {entry.window}, context {entry.context}): convert again")
+        paths += [component.package(name), component.golden(name), component.build / entry.operations]
+    for path in paths:
+        if not path.resolve().is_relative_to(root):
+            raise LibraryError(f"{component.folder / MANIFEST} points outside its folder ({path})")
+        if not path.exists():
+            raise LibraryError(f"the {component.title} is incomplete: {path} is missing; convert it again")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what conversions that were killed have left behind."""
+    for item in path.glob(f"{_TEMPORARY}*"):
+        owner = item.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(item, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(process)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One commit at a time, also among processes. Without POSIX locks (Windows) it does nothing."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (path / _LOCK).open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

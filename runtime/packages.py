@@ -1,0 +1,55 @@
+"""Any package by itself, outside a library: loading it on a backend, and arrays in .npz files."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UsageError
+from .backends.base import StageRunner
+from .backends.coreml_backend import CoreMLModel, coreml_available
+from .files import atomic_path
+from .reference import ReferenceModel
+from .reference.package import open_package
+
+MAX_INPUT_BYTES = 8 << 30
+
+
+def load_package(path: str | Path, backend: str = "auto", compute_units: str = "ALL") -> StageRunner:
+    """A package ready to predict. Raises PackageError for the package, BackendError for Core ML off a Mac."""
+    chosen = ("coreml" if coreml_available() else "reference") if backend == "auto" else backend
+    if chosen == "coreml":
+        open_package(path)
+        return CoreMLModel(Path(path), compute_units)
+    if chosen == "reference":
+        return ReferenceModel(path)
+    raise UsageError(f"backend {backend!r} cannot run a package; choose auto, coreml or reference")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Named arrays from an .npz file. Raises UsageError where it is none or would unpack to more than 8 GB."""
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MAX_INPUT_BYTES:
+            raise UsageError(f"{path} claims to unpack to {unpacked} bytes: it was not unpacked")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, MemoryError) as error:
+        raise UsageError(f"{path} is not an .npz file of plain arrays ({error})") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Atomically. Raises OutputError, and UsageError for another ending."""
+    if path.suffix != ".npz":
+        raise UsageError(f"{path} has to end in .npz")
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():  # np.savez cannot take an array named "file"
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)

@@ -1,0 +1,100 @@
+"""`validate`: every package of a library against float32 PyTorch on fixed inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import RvcCoremlError
+from ..golden_outputs.metrics import Comparison
+from ..golden_outputs.thresholds import VALID
+from ..models.hubert import Hubert
+from ..models.stages import ContentEncoderStage, Stage
+from .backends.base import Backend
+from .backends.torch_backend import TorchBackend
+from .goldens import CASES, content_inputs, load_golden, make_golden, voice_inputs
+from .library import Component, Library
+
+RECORDED = "recorded"  # the golden file against PyTorch today: shows damaged weights or golden files
+
+
+@dataclass(frozen=True)
+class Check:
+    """One output of one stage in one case."""
+
+    component: str
+    stage: str
+    case: str
+    output: str
+    precision: str
+    comparison: Comparison | None
+    passed: bool
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        values: dict[str, object] = {
+            "component": self.component,
+            "stage": self.stage,
+            "case": self.case,
+            "output": self.output,
+            "precision": self.precision,
+            "passed": self.passed,
+        }
+        if self.comparison is not None:
+            values |= self.comparison.as_dict()
+        if self.problem:
+            values["problem"] = self.problem
+        return values
+
+
+def validate_library(library: Library, backend: Backend, progress: Callable[[str, float], None] | None = None) -> list[Check]:
+    """Checks for every component, stage, case and output. A stage that cannot run is a failed check."""
+    components = library.components()
+    checks: list[Check] = []
+    for position, component in enumerate(components):
+        if progress:
+            progress(component.title, position / len(components))
+        checks += _validate_component(component, backend)
+    return checks
+
+
+def _validate_component(component: Component, backend: Backend) -> Iterator[Check]:
+    torch_backend = TorchBackend("cpu")
+    network = torch_backend.network(component)
+    stages = {name: torch_backend.stage(component, name) for name in component.manifest.stages}
+    runners: dict[str, object] = {}
+    for case in CASES:
+        for name, inputs in _inputs(network, stages, case):
+            precision = component.manifest.stages[name].precision
+            golden = make_golden(stages[name], inputs)
+
+            def check(case: str, output: str, comparison: Comparison | None, limit: str, problem: str = "") -> Check:
+                passed = comparison is not None and VALID[limit].passes(comparison)
+                return Check(component.title, name, case, output, precision, comparison, passed, problem)  # noqa: B023
+
+            try:
+                if name not in runners:
+                    runners[name] = backend.load(component, name)
+                outputs = runners[name].predict(inputs)  # type: ignore[attr-defined]
+                compared = golden.compare(outputs)
+            except (RvcCoremlError, ValueError) as error:
+                yield check(case, "", None, precision, str(error))
+                continue
+            limit = precision if backend.name != "torch" else "fp32"
+            for output, comparison in compared.items():
+                yield check(case, output, comparison, limit)
+            if case == CASES[0]:
+                recorded = load_golden(component.golden(name))
+                for output, comparison in golden.compare(recorded.outputs).items():
+                    yield check(RECORDED, output, comparison, "fp32")
+
+
+def _inputs(network: object, stages: dict[str, Stage], case: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    if isinstance(network, Hubert):
+        for name, stage in stages.items():
+            assert isinstance(stage, ContentEncoderStage)  # noqa: S101 - the only stage of a content encoder
+            yield name, content_inputs(network, stage, case)
+    else:
+        yield from voice_inputs(network, stages, case)  # type: ignore[arg-type]
