@@ -1,0 +1,278 @@
+"""A checkpoint file into a model library: every stage converted, audited, read back, compared, then all made visible.
+
+Nothing of a conversion appears in the library before the last step, so one that fails or is interrupted leaves the
+library as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import __version__
+from ..errors import ConversionError, LibraryError, UsageError
+from ..golden_outputs.thresholds import USABLE
+from ..models.checkpoint import read_hubert
+from ..models.checkpoint.hubert import WEIGHT_FILES
+from ..models.checkpoint.voice import load_voice
+from ..models.config import PHONE_CHANNELS
+from ..models.stages import DEFAULT_PLANS, VOICE_STAGES, Stage, content_encoder_stage, voice_stage
+from ..runtime.files import output_errors, sha256, write_json
+from ..runtime.goldens import Golden, content_inputs, make_golden, save_golden, voice_inputs
+from ..runtime.library import CONTENT_ENCODER, INDEX, WEIGHTS, Component, Library, Manifest, StageEntry, check_name, new_build
+from ..runtime.reference import ReferenceModel
+from .audit import audit_package
+from .index import check_index
+from .mlprogram import COMPUTE_UNITS, PRECISIONS, TARGET_NAME, convert_stage
+
+UNKNOWN_LICENCE = "not stated by the source file; the rights to the weights are those of their author"
+Progress = Callable[[str, float], None]
+Precisions = Mapping[str, str]
+
+
+def _silent(_step: str, _share: float) -> None:
+    """Progress for nobody."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights came from, for metadata and manifest."""
+
+    file: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Source:
+        if path.is_dir():
+            path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
+            return cls(f"{path.parent.name}/{path.name}", sha256(path))
+        return cls(path.name, sha256(path))
+
+
+def convert_content_encoder(
+    source: str | Path,
+    library: str | Path,
+    *,
+    precision: str = "fp16",
+    licence: str | None = None,
+    replace: bool = False,
+    progress: Progress = _silent,
+) -> Component:
+    """Convert a HuBERT/ContentVec file or directory into the library's content encoder.
+
+    Raises CheckpointError for the file, UsageError for options, LibraryError where another content encoder is there
+    already (unless `replace`), ConversionError or AuditError where the result is not right.
+    """
+    precisions = parse_precisions([precision], (CONTENT_ENCODER,))
+    path, target = Path(source), Library(library)
+    progress("reading", 0.0)
+    checkpoint = read_hubert(path)
+    origin = Source.of(path)
+    _check_existing(target, CONTENT_ENCODER, CONTENT_ENCODER, origin, replace)
+    network = checkpoint.network
+    stage = content_encoder_stage(network)
+    work = {stage.name: (stage, content_inputs(network, stage, "full"))}
+    details = {"versions": list(network.versions), "hubert": asdict(network.config)}
+    return _convert(
+        target,
+        CONTENT_ENCODER,
+        CONTENT_ENCODER,
+        origin,
+        work,
+        precisions,
+        _Weights(checkpoint.source_state, checkpoint.file_metadata()),
+        details,
+        licence,
+        progress,
+    )
+
+
+def convert_voice(
+    source: str | Path,
+    library: str | Path,
+    *,
+    name: str | None = None,
+    index: str | Path | None = None,
+    precision: str | list[str] = "fp16",
+    licence: str | None = None,
+    replace: bool = False,
+    progress: Progress = _silent,
+) -> Component:
+    """Convert an RVC voice into the library, under `name` or the file's own.
+
+    `precision` is fp16 or fp32, or a list that adds exceptions such as `decoder=fp32`. Raises as
+    `convert_content_encoder` does.
+    """
+    precisions = parse_precisions([precision] if isinstance(precision, str) else precision, VOICE_STAGES)
+    path, target = Path(source), Library(library)
+    name = path.stem if name is None else name
+    check_name(name)
+    progress("reading", 0.0)
+    voice = load_voice(path)
+    if index is not None:
+        check_index(Path(index), PHONE_CHANNELS[voice.version])
+    origin = Source.of(path)
+    _check_existing(target, "voice", name, origin, replace)
+    stages = {stage: voice_stage(stage, voice.synthesizer) for stage in VOICE_STAGES}
+    work = {stage: (stages[stage], inputs) for stage, inputs in voice_inputs(voice.synthesizer, stages, "full")}
+    details = {
+        "version": voice.version,
+        "sample_rate": voice.sample_rate,
+        "f0": voice.has_f0,
+        "speakers": voice.speakers,
+        "config": voice.config.to_list(),
+        "metadata": voice.metadata,
+    }
+    return _convert(
+        target,
+        "voice",
+        name,
+        origin,
+        work,
+        precisions,
+        _Weights(voice.source_state, voice.file_metadata()),
+        details,
+        licence,
+        progress,
+        index=None if index is None else Path(index),
+    )
+
+
+def parse_precisions(values: list[str], stages: tuple[str, ...]) -> dict[str, str]:
+    """`["fp16", "decoder=fp32"]` -> precision by stage. Raises UsageError for what names no stage or precision."""
+    chosen = dict.fromkeys(stages, PRECISIONS[0])
+    for value in values:
+        stage, separator, precision = value.rpartition("=")
+        if precision not in PRECISIONS or (separator and stage not in stages):
+            raise UsageError(
+                f"precision {value!r} is not understood; give {' or '.join(PRECISIONS)}, or STAGE=PRECISION with one of {', '.join(stages)}"
+            )
+        for name in [stage] if separator else stages:
+            chosen[name] = precision
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What a library keeps so that PyTorch can run without the original file."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def _check_existing(library: Library, kind: str, name: str, origin: Source, replace: bool) -> None:
+    """The same source may be converted again; another needs to be told to take the place."""
+    try:
+        existing = library.existing(kind, name)
+    except LibraryError:
+        return  # damaged: this conversion repairs it
+    if existing is not None and not replace and existing.manifest.source["sha256"] != origin.sha256:
+        remedy = "pass --replace" if kind == CONTENT_ENCODER else "pass --replace, or choose another --name"
+        raise LibraryError(f"{library.path} already has a {existing.title} made from {existing.manifest.source['file']}: {remedy}")
+
+
+def _convert(
+    library: Library,
+    kind: str,
+    name: str,
+    origin: Source,
+    work: Mapping[str, tuple[Stage, dict[str, np.ndarray]]],
+    precisions: Precisions,
+    weights: _Weights,
+    details: dict[str, Any],
+    licence: str | None,
+    progress: Progress,
+    index: Path | None = None,
+) -> Component:
+    with library.write(kind, name) as folder:
+        entries = {}
+        for position, (stage_name, (stage, inputs)) in enumerate(work.items()):
+            progress(stage_name, position / len(work))
+            entries[stage_name] = _convert_one(stage, inputs, precisions[stage_name], folder, origin, licence)
+        stored_index = None
+        with output_errors(library.path):
+            save_file({key: tensor.contiguous() for key, tensor in weights.tensors.items()}, folder / WEIGHTS, weights.metadata)
+            if index is not None:
+                shutil.copyfile(index, folder / INDEX)
+                stored_index = {"file": index.name, "sha256": sha256(folder / INDEX)}
+        manifest = Manifest(kind, name, new_build(origin.sha256), asdict(origin), tool_versions(), entries, details, stored_index)
+        component = library.commit(folder, manifest)
+    progress("done", 1.0)
+    return component
+
+
+def _convert_one(
+    stage: Stage, inputs: dict[str, np.ndarray], precision: str, folder: Path, origin: Source, licence: str | None
+) -> StageEntry:
+    converted = convert_stage(stage, precision)
+    _describe(converted.model, stage, precision, origin, licence)
+    package = folder / f"{stage.name}.mlpackage"
+    golden_file = folder / f"{stage.name}.golden.safetensors"
+    operations_file = folder / f"{stage.name}.operations.json"
+    golden = make_golden(stage, inputs)
+    with output_errors(package):
+        converted.model.save(str(package))
+        save_golden(golden, golden_file)
+        write_json(operations_file, converted.operations)
+    report = audit_package(package, stage, converted.operations)
+    plan = DEFAULT_PLANS[stage.name]
+    return StageEntry(
+        package=package.name,
+        golden=golden_file.name,
+        operations=operations_file.name,
+        window=stage.window,
+        context=plan.context,
+        precision=precision,
+        compute_units=COMPUTE_UNITS,
+        minimum_deployment_target=TARGET_NAME,
+        inputs={spec.name: list(spec.shape) for spec in stage.inputs},
+        outputs={spec.name: list(spec.shape) for spec in stage.outputs},
+        operation_counts=converted.operation_counts,
+        audited_values=report.values,
+        reference_snr_db=_prove(stage, golden, package),
+    )
+
+
+def _prove(stage: Stage, golden: Golden, package: Path) -> float:
+    """Run the saved package on the golden input with the reference executor; the worst output's SNR."""
+    compared = golden.compare(ReferenceModel(package).predict(golden.inputs))
+    for name, comparison in compared.items():
+        if not USABLE.passes(comparison):
+            raise ConversionError(
+                f"the converted {stage.name} does not compute what PyTorch does: {name} has {comparison.snr_db:.1f} dB SNR and"
+                f" level {comparison.level:.2f}; try --precision fp32"
+            )
+    return round(min(comparison.snr_db for comparison in compared.values()), 2)
+
+
+def _describe(model: Any, stage: Stage, precision: str, origin: Source, licence: str | None) -> None:
+    model.short_description = stage.description
+    model.author = "converted by rvc-coreml"
+    model.license = licence or UNKNOWN_LICENCE
+    model.version = __version__
+    for spec in stage.inputs:
+        model.input_description[spec.name] = spec.description
+    for spec in stage.outputs:
+        model.output_description[spec.name] = spec.description
+    metadata = {"stage": stage.name, "precision": precision, "source_file": origin.file, "source_sha256": origin.sha256}
+    for key, value in {**metadata, **tool_versions()}.items():
+        model.user_defined_metadata[f"rvc_coreml.{key}"] = value
+
+
+def tool_versions() -> dict[str, str]:
+    """What a result depends on."""
+    from importlib.metadata import version
+
+    return {
+        "rvc-coreml": __version__,
+        "python": sys.version.split()[0],
+        **{package: version(package) for package in ("torch", "coremltools", "numpy")},
+    }

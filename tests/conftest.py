@@ -1,0 +1,58 @@
+"""Libraries that many tests read and none changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
+from support.checkpoints import SMALL_HUBERT, small_config, write_small_hubert, write_voice
+
+# Small networks on shared cores spend hundreds of times their work waiting for a second thread.
+torch.set_num_threads(1)
+AUDIO = Path(__file__).parent.parent / "golden_outputs" / "audio"
+
+
+@pytest.fixture(scope="session")
+def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow content encoder with the voices `v2`, `v1`, `nof0` and `v2_fp32`."""
+    folder = tmp_path_factory.mktemp("small")
+    library = folder / "library"
+    convert_content_encoder(write_small_hubert(folder / "hubert", config=_wide_enough()), library)
+    convert_voice(write_voice(folder / "v2.pth"), library)
+    convert_voice(write_voice(folder / "v1.pth", version="v1", config=small_config("v1", 48000)), library)
+    convert_voice(write_voice(folder / "nof0.pth", f0=False), library)
+    convert_voice(write_voice(folder / "v2_fp32.pth"), library, precision="fp32")
+    return library
+
+
+def _wide_enough() -> object:
+    """A small encoder whose outputs have the widths that voices read."""
+    from dataclasses import replace
+
+    return replace(SMALL_HUBERT, hidden=768, heads=12, feed_forward=32, layers=1, position_groups=16, projection=256)
+
+
+@pytest.fixture(scope="session")
+def speech() -> NDArray[np.float32]:
+    """A LibriVox sentence: 7.1 s at 16 kHz."""
+    return soundfile.read(AUDIO / "librivox_austen_0870.wav", dtype="float32")[0]
+
+
+@pytest.fixture(scope="session")
+def long_speech() -> NDArray[np.float32]:
+    """30 s at 16 kHz, made of the three LibriVox sentences."""
+    clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(AUDIO.glob("*.wav"))]
+    return np.concatenate(clips * 2)[: 30 * 16000]
+
+
+@pytest.fixture
+def speech_file(tmp_path: Path, speech: NDArray[np.float32]) -> Path:
+    """The first two seconds of it in a file."""
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, speech[:32000], 16000)
+    return path
