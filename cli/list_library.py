@@ -1,0 +1,48 @@
+"""`rvc-coreml list`."""
+
+from __future__ import annotations
+
+import click
+
+from .common import JSON_HELP, print_json, table
+
+
+@click.command(name="list")
+@click.argument("library", metavar="LIB")
+@click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
+def command(library: str, as_json: bool) -> None:
+    """List the content encoder and the voices of a model library.
+
+    \b
+    Example:
+      rvc-coreml list library
+    """
+    from ..runtime.library import Library
+
+    components = Library.open(library).components()
+    if as_json:
+        entries = []
+        for component in components:
+            manifest = component.manifest
+            precisions = {name: entry.precision for name, entry in manifest.stages.items()}
+            own = {
+                "kind": manifest.kind,
+                "name": manifest.name,
+                "source": manifest.source,
+                "precision": precisions,
+                "index": manifest.index,
+            }
+            entries.append({**own, **manifest.details})
+        print_json({"library": library, "components": entries})
+        return
+    rows = []
+    for component in components:
+        manifest, details = component.manifest, component.manifest.details
+        if manifest.kind == "voice":
+            pitch = "f0" if details["f0"] else "no f0"
+            what = f"{details['version']}, {details['sample_rate'] // 1000}k, {pitch}, {details['speakers']} speakers"
+        else:
+            what = "features for " + " and ".join(details["versions"]) + " voices"
+        precisions = ", ".join(f"{name} {entry.precision}" for name, entry in manifest.stages.items())
+        rows.append([component.title, what, precisions, "stored" if manifest.index else "-", manifest.source["file"]])
+    click.echo(table(["component", "what", "stages", "index", "from"], rows))

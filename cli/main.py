@@ -1,0 +1,64 @@
+"""The command group."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import threading
+
+import click
+
+from .. import __version__
+from .common import Group
+
+# Command -> module. Modules are imported when their command is used, so that --help need not wait for torch.
+COMMANDS = {
+    "convert": "convert",
+    "infer": "infer",
+    "validate": "validate",
+    "run": "run",
+    "list": "list_library",
+    "doctor": "doctor",
+}
+SUMMARIES = {
+    "convert": "Convert a HuBERT file or an RVC voice into a model library.",
+    "infer": "Convert speech or singing into a voice of a library.",
+    "validate": "Check every package of a library against PyTorch.",
+    "run": "Run any ML Program package on inputs from a file.",
+    "list": "List the content encoder and the voices of a model library.",
+    "doctor": "Show versions, devices, and what works on this machine.",
+}
+
+
+class LazyGroup(Group):
+    """A group whose commands live in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f".{COMMANDS[cmd_name]}", __package__).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rvc-coreml")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """RVC voices as Core ML packages: convert, run and prove them.
+
+    \b
+    Start here:
+      rvc-coreml convert hubert hubert_base.pt -o library
+      rvc-coreml convert voice singer.pth -o library
+      rvc-coreml infer speech.wav out.wav -m library --voice singer
+    """
+    del debug  # read from the context by Group
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # so that clean-up runs
