@@ -1,0 +1,90 @@
+"""Full-size networks, seeded: what the demo library does, and (slow) the other kinds of voice on longer clips."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
+from rvc_coreml.golden_outputs.metrics import compare
+from rvc_coreml.runtime.backends import choose_backend
+from rvc_coreml.runtime.converter import VoiceConverter
+from rvc_coreml.runtime.library import Library
+from rvc_coreml.runtime.validation import validate_library
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+from seeded_checkpoints import write_hubert, write_voice
+
+VOICES = {"v2_40k": ("v2", 40, True), "v2_40k_nof0": ("v2", 40, False), "v1_48k": ("v1", 48, True)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_threads():
+    """Full-size networks gain from every core."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full")
+    convert_content_encoder(write_hubert(folder / "hubert_base.pt"), folder / "library")
+    convert_voice(write_voice(folder / "v2_40k.pth"), folder / "library")
+    return folder / "library"
+
+
+@pytest.fixture(scope="module")
+def all_voices(library):
+    for name, (version, kilohertz, f0) in VOICES.items():
+        if name not in Library.open(library).voice_names():
+            convert_voice(write_voice(library.parent / f"{name}.pth", version, kilohertz, f0), library)
+    return library
+
+
+def test_every_half_precision_stage_reaches_45_db_and_cosine_0_999(library):
+    checks = validate_library(Library.open(library), choose_backend("reference"))
+    assert [check for check in checks if not check.passed] == []
+    for check in checks:
+        assert check.comparison is not None
+        assert check.comparison.snr_db >= 45, check
+        assert check.comparison.worst_cosine >= 0.999, check
+
+
+def test_a_sentence_through_the_packages_agrees_with_pytorch(library, speech):
+    torch_samples, rate = VoiceConverter(library, "v2_40k", "torch").convert(speech, 16000, f0_method="dio")
+    samples, _rate = VoiceConverter(library, "v2_40k", "reference").convert(speech, 16000, f0_method="dio")
+    assert rate == 40000
+    assert len(samples) == round(len(speech) * 2.5)
+    assert compare(torch_samples, samples, frame=400).snr_db >= 35
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clip", ["speech", "long_speech"])
+@pytest.mark.parametrize("voice", VOICES)
+def test_every_kind_of_voice_agrees_with_pytorch_on_short_and_long_clips(all_voices, request, voice, clip):
+    audio = request.getfixturevalue(clip)
+    torch_samples, rate = VoiceConverter(all_voices, voice, "torch").convert(audio, 16000, seed=1)
+    converter = VoiceConverter(all_voices, voice, "reference")
+    samples, _rate = converter.convert(audio, 16000, seed=1)
+    assert set(converter.executed_by.values()) == {"reference"}
+    assert rate == VOICES[voice][1] * 1000
+    assert len(samples) == round(len(audio) / 16000 * rate)
+    found = compare(torch_samples, samples, frame=rate // 100)
+    print(f"{voice} {clip}: {found.snr_db:.1f} dB")
+    assert found.snr_db >= 35
+
+
+@pytest.mark.slow
+def test_every_single_precision_stage_reaches_90_db(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fp32")
+    convert_content_encoder(write_hubert(folder / "hubert_base.pt"), folder / "library", precision="fp32")
+    convert_voice(write_voice(folder / "voice.pth"), folder / "library", precision="fp32")
+    checks = validate_library(Library.open(folder / "library"), choose_backend("reference"))
+    assert {check.precision for check in checks} == {"fp32"}
+    for check in checks:
+        assert check.comparison is not None
+        assert check.comparison.snr_db >= 90, check

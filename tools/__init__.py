@@ -1,0 +1,1 @@
+"""What developers run and users don't. Not in the wheel."""
