@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import ConversionError, LibraryError, UsageError
 from ..golden_outputs.thresholds import USABLE
 from ..models.checkpoint import read_hubert
-from ..models.checkpoint.hubert import WEIGHT_FILES
+from ..models.checkpoint.hubert import WEIGHT_FILES, weight_file
 from ..models.checkpoint.voice import load_voice
 from ..models.config import PHONE_CHANNELS
 from ..models.stages import DEFAULT_PLANS, VOICE_STAGES, Stage, content_encoder_stage, voice_stage
@@ -51,10 +51,9 @@ class Source:
 
     @classmethod
     def of(cls, path: Path) -> Source:
-        if path.is_dir():
-            path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
-            return cls(f"{path.parent.name}/{path.name}", sha256(path))
-        return cls(path.name, sha256(path))
+        """Of the file itself; one in a Hugging Face directory goes by the directory's name too."""
+        name = f"{path.parent.name}/{path.name}" if path.name in WEIGHT_FILES else path.name
+        return cls(name, sha256(path))
 
 
 def convert_content_encoder(
@@ -75,7 +74,7 @@ def convert_content_encoder(
     path, target = Path(source), Library(library)
     progress("reading", 0.0)
     checkpoint = read_hubert(path)
-    origin = Source.of(path)
+    origin = Source.of(weight_file(path))
     _check_existing(target, CONTENT_ENCODER, CONTENT_ENCODER, origin, replace)
     network = checkpoint.network
     stage = content_encoder_stage(network)

@@ -65,7 +65,7 @@ class VoiceConverter:
         chain = candidates_after(self.backend)
         components = {"content_encoder": self.content, "text_encoder": self.voice, "flow": self.voice, "decoder": self.voice}
         self.stages = {name: GuardedStage(component, name, chain, notify) for name, component in components.items()}
-        self._entries = {name: component.manifest.stages[name] for name, component in components.items()}
+        self.entries = {name: component.manifest.stages[name] for name, component in components.items()}
 
     @property
     def sample_rate(self) -> int:
@@ -166,19 +166,19 @@ class _Chain:
 
     def audio(self, first: int, last: int) -> WindowedOutput:
         """The decoder's output over `first` to `last`: only that stretch and what it depends on is computed."""
-        decoder, flow = self.owner._entries["decoder"], self.owner._entries["flow"]  # noqa: SLF001 - one unit
+        decoder, flow = self.owner.entries["decoder"], self.owner.entries["flow"]
         z_first, z_last = max(0, first - decoder.context), min(self.frames, last + decoder.context)
         p_first, p_last = max(0, z_first - flow.context), min(self.frames, z_last + flow.context)
         self.latent = self._stage("flow", p_first, p_last, self._flow)
         return self._stage("decoder", z_first, z_last, self._decode)
 
     def _stage(self, name: str, first: int, last: int, compute: Callable[[Window], Frames]) -> WindowedOutput:
-        entry = self.owner._entries[name]  # noqa: SLF001
+        entry = self.owner.entries[name]
         return WindowedOutput(plan_windows(first, last, entry.window, entry.context), compute)
 
     def _content(self, window: Window) -> Frames:
         """(valid, channels) features at 50 Hz."""
-        entry = self.owner._entries["content_encoder"]  # noqa: SLF001
+        entry = self.owner.entries["content_encoder"]
         config = self.owner.content_host.config
         start = window.start * config.stride
         piece = self.norm.apply(self.waveform[start : start + config.samples(window.valid)])
@@ -194,7 +194,7 @@ class _Chain:
 
     def _text(self, window: Window) -> Frames:
         """(valid, 2 * inter): m_p beside logs_p."""
-        entry = self.owner._entries["text_encoder"]  # noqa: SLF001
+        entry = self.owner.entries["text_encoder"]
         start, stop = window.start, window.start + window.valid
         features = self.features.read(start // 2, (stop + 1) // 2).repeat(2, axis=0)[start % 2 :][: window.valid]
         inputs = {"phone": _pad(features, entry.window)[None], "mask": _mask(window, entry.window)}
@@ -205,7 +205,7 @@ class _Chain:
 
     def _flow(self, window: Window) -> Frames:
         """(valid, inter): z."""
-        entry = self.owner._entries["flow"]  # noqa: SLF001
+        entry = self.owner.entries["flow"]
         start, stop = window.start, window.start + window.valid
         m_p, logs_p = np.split(_pad(self.prior.read(start, stop), entry.window).T, 2)
         noise = _pad(self.noise.prior(start, stop).T, entry.window).T
@@ -214,7 +214,7 @@ class _Chain:
 
     def _decode(self, window: Window) -> Frames:
         """(valid, samples of a frame): audio."""
-        entry = self.owner._entries["decoder"]  # noqa: SLF001
+        entry = self.owner.entries["decoder"]
         upp = self.host.config.samples_per_frame
         start, stop = window.start, window.start + window.valid
         inputs = {"z": _pad(self.latent.read(start, stop), entry.window).T[None], "g": self.g, "mask": _mask(window, entry.window)}

@@ -181,7 +181,8 @@ class Library:
                 os.rename(temporary, folder / manifest.build)
                 write_json(folder / MANIFEST, asdict(manifest))
             except BaseException:
-                shutil.rmtree(folder / manifest.build, ignore_errors=True)
+                if not _names(folder / MANIFEST, manifest.build):  # an interrupt may come after the switch
+                    shutil.rmtree(folder / manifest.build, ignore_errors=True)
                 if not any(folder.iterdir()):
                     folder.rmdir()
                 raise
@@ -255,6 +256,14 @@ def _check(component: Component) -> None:
             raise LibraryError(f"{component.folder / MANIFEST} points outside its folder ({path})")
         if not path.exists():
             raise LibraryError(f"the {component.title} is incomplete: {path} is missing; convert it again")
+
+
+def _names(path: Path, build: str) -> bool:
+    """Whether the manifest on disk is already the one of that build."""
+    try:
+        return build in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _sweep(path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +12,6 @@ from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.converter import VoiceConverter
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.validation import validate_library
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 from seeded_checkpoints import write_hubert, write_voice
 
 VOICES = {"v2_40k": ("v2", 40, True), "v2_40k_nof0": ("v2", 40, False), "v1_48k": ("v1", 48, True)}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,15 @@ from rvc_coreml.models import Hubert, HubertConfig, Synthesizer, VoiceConfig
 from rvc_coreml.models.config import PHONE_CHANNELS
 from torch import Tensor
 
-# (version, rate in kHz) -> upsampling rates and kernels, as RVC's own configurations have them.
+# (version, rate in Hz) -> upsampling rates and kernels, as RVC's own configurations have them.
 UPSAMPLING = {
-    ("v1", 32): ([10, 4, 2, 2, 2], [16, 16, 4, 4, 4]),
-    ("v1", 40): ([10, 10, 2, 2], [16, 16, 4, 4]),
-    ("v1", 48): ([10, 6, 2, 2, 2], [16, 16, 4, 4, 4]),
-    ("v2", 24): ([10, 6, 2, 2], [20, 12, 4, 4]),
-    ("v2", 32): ([10, 8, 2, 2], [20, 16, 4, 4]),
-    ("v2", 40): ([10, 10, 2, 2], [16, 16, 4, 4]),
-    ("v2", 48): ([12, 10, 2, 2], [24, 20, 4, 4]),
+    ("v1", 32000): ([10, 4, 2, 2, 2], [16, 16, 4, 4, 4]),
+    ("v1", 40000): ([10, 10, 2, 2], [16, 16, 4, 4]),
+    ("v1", 48000): ([10, 6, 2, 2, 2], [16, 16, 4, 4, 4]),
+    ("v2", 24000): ([10, 6, 2, 2], [20, 12, 4, 4]),
+    ("v2", 32000): ([10, 8, 2, 2], [20, 16, 4, 4]),
+    ("v2", 40000): ([10, 10, 2, 2], [16, 16, 4, 4]),
+    ("v2", 48000): ([12, 10, 2, 2], [24, 20, 4, 4]),
 }
 SPEAKERS = 109
 # Modules whose weight the checkpoints store as weight_g and weight_v.
@@ -35,7 +37,7 @@ _NORMED = ("dec.ups.", "dec.resblocks.", ".enc.in_layers.", ".enc.res_skip_layer
 
 def voice_config(version: str, kilohertz: int) -> list[Any]:
     """The 18-entry config of a voice."""
-    rates, kernels = UPSAMPLING[version, kilohertz]
+    rates, kernels = UPSAMPLING[version, kilohertz * 1000]
     spectrogram = 513 if kilohertz == 32 else 1025
     blocks = [[3, 7, 11], [[1, 3, 5], [1, 3, 5], [1, 3, 5]]]
     return [spectrogram, 32, 192, 192, 768, 2, 6, 3, 0, "1", *blocks, rates, 512, kernels, SPEAKERS, 256, kilohertz * 1000]
@@ -70,14 +72,14 @@ def write_hubert(path: Path, seed: int = 0) -> Path:
             state[name] = seeded_tensor(name, tuple(tensor.shape), seed)
     state["mask_emb"] = seeded_tensor("mask_emb", (network.config.hidden,), seed)
     state["label_embs_concat"] = seeded_tensor("label_embs_concat", (504, 256), seed)
-    with _FairseqDictionary() as dictionary:
+    with fairseq_dictionary() as dictionary:
         content = {
             "args": argparse.Namespace(arch="hubert_base"),
             "cfg": {"task": {"_name": "hubert_pretraining", "normalize": False}, "model": {"_name": "hubert"}},
             "model": {name: tensor.half() for name, tensor in state.items()},
             "criterion": None,
             "optimizer_history": [{"num_updates": 0}],
-            "task_state": {"dictionaries": [dictionary]},
+            "task_state": {"dictionaries": [dictionary(["<s>", "<pad>"])]},
             "extra_state": {"epoch": 0},
             "last_optimizer_state": None,
         }
@@ -93,21 +95,24 @@ def _entries(name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ..
     return [(name, shape)]
 
 
-class _FairseqDictionary:
-    """Within it, the name fairseq.data.dictionary.Dictionary exists, so that a file can refer to it."""
+@contextmanager
+def fairseq_dictionary() -> Iterator[type]:
+    """fairseq.data.dictionary.Dictionary, importable only while the block lasts, so that a file can refer to it."""
+    names = ("fairseq", "fairseq.data", "fairseq.data.dictionary")
 
-    def __enter__(self) -> object:
-        names = ["fairseq", "fairseq.data", "fairseq.data.dictionary"]
-        self._modules = {name: types.ModuleType(name) for name in names}
-        kind = type("Dictionary", (), {"__module__": names[-1]})
-        self._modules[names[-1]].__dict__["Dictionary"] = kind
-        sys.modules.update(self._modules)
-        dictionary = kind()
-        vars(dictionary).update(symbols=["<s>", "<pad>"], count=[1, 1], indices={"<s>": 0, "<pad>": 1})
-        return dictionary
+    class Dictionary:
+        def __init__(self, symbols: list[str]) -> None:
+            self.symbols = symbols
+            self.count = [1] * len(symbols)
+            self.indices = {symbol: index for index, symbol in enumerate(symbols)}
 
-    def __exit__(self, *_error: object) -> None:
-        for name in self._modules:
+    Dictionary.__module__, Dictionary.__qualname__ = names[-1], "Dictionary"
+    sys.modules.update({name: types.ModuleType(name) for name in names})
+    vars(sys.modules[names[-1]])["Dictionary"] = Dictionary
+    try:
+        yield Dictionary
+    finally:
+        for name in names:
             del sys.modules[name]
 
 

@@ -70,7 +70,7 @@ def load_hubert(path: str | Path) -> Hubert:
 def read_hubert(path: str | Path) -> HubertCheckpoint:
     """`load_hubert`, keeping the file's own tensors."""
     path = Path(path)
-    weights = _weight_file(path)
+    weights = weight_file(path)
     require_file(weights)
     stored: dict[str, str] = {}
     if is_safetensors(weights):
@@ -84,13 +84,18 @@ def read_hubert(path: str | Path) -> HubertCheckpoint:
     return HubertCheckpoint(network, tensors)
 
 
-def _weight_file(path: Path) -> Path:
-    if not path.is_dir():
+def weight_file(path: Path) -> Path:
+    """The file that holds the weights: `path` itself, or that of a Hugging Face directory or of its config.json.
+
+    Raises UnreadableCheckpoint for a directory without one.
+    """
+    folder = path.parent if path.name == "config.json" else path
+    if not folder.is_dir():
         return path
     for name in WEIGHT_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise UnreadableCheckpoint(f"{path} holds none of {', '.join(WEIGHT_FILES)}")
+        if (folder / name).is_file():
+            return folder / name
+    raise UnreadableCheckpoint(f"{folder} holds none of {', '.join(WEIGHT_FILES)}")
 
 
 def _torch_entries(path: Path) -> Any:

@@ -662,7 +662,14 @@ def start_conversion(source: Path, library: Path) -> subprocess.Popen[str]:
     """A conversion in a process of its own, returned once it has begun to write."""
     command = [sys.executable, "-m", "rvc_coreml", "convert", "hubert", str(source), "-o", str(library), "--replace"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job is started without it
+    )
     deadline = time.monotonic() + START_LIMIT
     while not list(library.glob(".convert-*")):
         assert process.poll() is None, process.communicate()

@@ -198,6 +198,15 @@ def test_recompressed_torch_zip_loads(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- content encoders that load
 
 
+@pytest.mark.parametrize("kind", ["hf", "bin"])
+def test_hugging_face_encoder_is_found_by_directory_config_and_weight_file(tmp_path: Path, kind: str) -> None:
+    folder = write_small_hubert(tmp_path / "encoder", kind)
+    weights = next(path for path in folder.iterdir() if path.name != "config.json")
+    networks = [load_hubert(path) for path in (folder, folder / "config.json", weights)]
+    assert all(network.config == SMALL_HUBERT for network in networks)
+    assert all(same_weights(networks[0], network, 0) for network in networks[1:])
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("kind", ["hf", "bin"])
 def test_hugging_face_directories_give_the_same_network(tmp_path: Path, kind: str, half: bool) -> None:

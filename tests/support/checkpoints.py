@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
-import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +15,11 @@ from rvc_coreml.golden_outputs.seeded_weights import seeded_state
 from rvc_coreml.models import Hubert, HubertConfig, Synthesizer, VoiceConfig
 from rvc_coreml.models.config import PHONE_CHANNELS
 from safetensors.torch import save_file
+from seeded_checkpoints import UPSAMPLING, fairseq_dictionary, voice_config
 from torch import Tensor, nn
 
 Shapes = dict[str, tuple[int, ...]]
 SEED = 7
-
-# (version, rate) -> upsampling rates and kernels, as RVC-WebUI and Applio ship them
-UPSAMPLING = {
-    ("v1", 32000): ([10, 4, 2, 2, 2], [16, 16, 4, 4, 4]),
-    ("v1", 40000): ([10, 10, 2, 2], [16, 16, 4, 4]),
-    ("v1", 48000): ([10, 6, 2, 2, 2], [16, 16, 4, 4, 4]),
-    ("v2", 32000): ([10, 8, 2, 2], [20, 16, 4, 4]),
-    ("v2", 40000): ([10, 10, 2, 2], [16, 16, 4, 4]),
-    ("v2", 48000): ([12, 10, 2, 2], [24, 20, 4, 4]),
-    ("v2", 24000): ([10, 6, 2, 2], [20, 12, 4, 4]),
-}
 
 _VOICE_NORMED = re.compile(
     r"(dec\.ups\.\d+|dec\.resblocks\.\d+\.convs[12]?\.\d+|flow\.flows\.\d+\.enc\.(in_layers\.\d+|res_skip_layers\.\d+|cond_layer))\.weight"
@@ -92,9 +79,7 @@ def small_config(version: str = "v2", rate: int = 40000, *, resblock: str = "1",
 
 def full_config(version: str = "v2", rate: int = 40000) -> list[Any]:
     """The 18 entries of a voice as it is trained."""
-    rates, kernels = UPSAMPLING[version, rate]
-    spec = 513 if rate == 32000 else 1025
-    return [spec, 32, 192, 192, 768, 2, 6, 3, 0, "1", [3, 7, 11], [[1, 3, 5]] * 3, rates, 512, kernels, 109, 256, rate]
+    return voice_config(version, rate // 1000)
 
 
 def voice_shapes(config: list[Any], version: str = "v2", f0: bool = True) -> Shapes:
@@ -271,7 +256,7 @@ def write_small_hubert(
 
 
 def _save_fairseq(path: Path, state: Mapping[str, Tensor], zip_format: bool) -> None:
-    with fake_fairseq() as dictionary:
+    with fairseq_dictionary() as dictionary:
         content = {
             "args": argparse.Namespace(arch="hubert", extractor_mode="default"),
             "cfg": {"task": {"normalize": False}, "model": argparse.Namespace(layers=12)},
@@ -283,24 +268,3 @@ def _save_fairseq(path: Path, state: Mapping[str, Tensor], zip_format: bool) -> 
             "last_optimizer_state": None,
         }
         torch.save(content, path, _use_new_zipfile_serialization=zip_format)
-
-
-@contextmanager
-def fake_fairseq() -> Iterator[type]:
-    """fairseq.data.dictionary.Dictionary, importable only while the block lasts."""
-
-    class Dictionary:
-        def __init__(self, symbols: list[str]) -> None:
-            self.symbols = symbols
-            self.indices = {symbol: index for index, symbol in enumerate(symbols)}
-
-    Dictionary.__module__, Dictionary.__qualname__ = "fairseq.data.dictionary", "Dictionary"
-    names = ("fairseq", "fairseq.data", "fairseq.data.dictionary")
-    for name in names:
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules[names[-1]].Dictionary = Dictionary  # type: ignore[attr-defined]
-    try:
-        yield Dictionary
-    finally:
-        for name in names:
-            del sys.modules[name]
