@@ -5,19 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.library import Component
-from .common import JSON_HELP, one_line, print_json, progress_bar, table, warn_of_embedder
+from .common import JSON_HELP, note, one_line, print_json, progress_bar, table, warn_of_embedder
+
+if TYPE_CHECKING:
+    from ..runtime.library import Component
 
 PRECISION_HELP = "fp16 or fp32"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Convert a HuBERT file or an RVC voice into a model library."""
+    """Convert a HuBERT file or an RVC voice into a model library.
+
+    \b
+    Examples:
+      rvc-coreml convert hubert hubert_base.pt -o library
+      rvc-coreml convert voice singer.pth -o library
+    """
 
 
 def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,8 +107,14 @@ def voice(
 
 
 def _report(component: Component, library: str, seconds: float, as_json: bool) -> None:
+    from ..golden_outputs.thresholds import VALID
+
     manifest = component.manifest
     warn_of_embedder(component)
+    for name, entry in manifest.stages.items():
+        if entry.reference_snr_db is not None and entry.reference_snr_db < VALID[entry.precision].snr_db:
+            wanted = VALID[entry.precision].snr_db
+            note(f"{name} has {entry.reference_snr_db:.1f} dB, and validate asks for {wanted:.0f} dB: convert it with --precision fp32")
     if as_json:
         stages = {name: vars(entry) for name, entry in manifest.stages.items()}
         print_json({"library": library, "kind": manifest.kind, "name": manifest.name, "seconds": round(seconds, 2), "stages": stages})

@@ -47,12 +47,15 @@ def command(
     from ..errors import UsageError
     from ..runtime.audio import OutputBuffer, output_format, read_recording
     from ..runtime.converter import VoiceConverter
-    from ..runtime.files import same_file
+    from ..runtime.files import require_writable, same_file
+    from ..runtime.library import Library
     from ..runtime.memory import peak_memory
 
     output_format(output)
     if same_file(input, output):
         raise UsageError(f"{output} is the input itself: choose another output")
+    Library.open(library).voice(voice)
+    require_writable(output)
     fallbacks: list[str] = []
 
     def report(line: str) -> None:

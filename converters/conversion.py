@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from ..models.checkpoint import read_hubert
 from ..models.checkpoint.hubert import WEIGHT_FILES, weight_file
 from ..models.checkpoint.voice import load_voice
 from ..models.config import PHONE_CHANNELS
-from ..models.stages import DEFAULT_PLANS, VOICE_STAGES, Stage, content_encoder_stage, voice_stage
+from ..models.stages import VOICE_STAGES, Stage, content_encoder_stage, voice_stage
 from ..runtime.files import output_errors, sha256, write_json
 from ..runtime.goldens import Golden, content_inputs, make_golden, save_golden, voice_inputs
 from ..runtime.library import CONTENT_ENCODER, INDEX, WEIGHTS, Component, Library, Manifest, StageEntry, check_name, new_build
@@ -198,7 +199,11 @@ def _convert(
             entries[stage_name] = _convert_one(stage, inputs, precisions[stage_name], folder, origin, licence)
         stored_index = None
         with output_errors(library.path):
-            save_file({key: tensor.contiguous() for key, tensor in weights.tensors.items()}, folder / WEIGHTS, weights.metadata)
+            save_file(
+                {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in weights.tensors.items()},
+                folder / WEIGHTS,
+                weights.metadata,
+            )
             if index is not None:
                 shutil.copyfile(index, folder / INDEX)
                 stored_index = {"file": index.name, "sha256": sha256(folder / INDEX)}
@@ -222,13 +227,12 @@ def _convert_one(
         save_golden(golden, golden_file)
         write_json(operations_file, converted.operations)
     report = audit_package(package, stage, converted.operations)
-    plan = DEFAULT_PLANS[stage.name]
     return StageEntry(
         package=package.name,
         golden=golden_file.name,
         operations=operations_file.name,
         window=stage.window,
-        context=plan.context,
+        context=stage.context,
         precision=precision,
         compute_units=COMPUTE_UNITS,
         minimum_deployment_target=TARGET_NAME,

@@ -22,5 +22,7 @@ def check_index(path: Path, width: int) -> None:
     _magic, dimension, count = _HEADER.unpack(start)
     if dimension != width:
         raise UsageError(f"{path} holds features of width {dimension} and the voice needs {width}: it belongs to another voice")
+    if path.stat().st_size < count * dimension * 4:
+        raise UsageError(f"{path} is truncated: it states {count} vectors and has room for fewer")
     if count <= 0:
         raise UsageError(f"{path} holds no vectors (a 'trained' index): use the 'added' one")

@@ -26,8 +26,9 @@ class Comparison:
     finite: bool
 
     def as_dict(self) -> dict[str, float | bool | None]:
-        """For JSON, which has no infinity and no NaN."""
-        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
+        """For JSON, which has no infinity and no NaN; `exact` says that an SNR of null is an infinite one."""
+        values = {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
+        return {**values, "exact": self.snr_db == np.inf}
 
 
 def compare(reference: Array, actual: Array, time_axis: int = -1, frame: int = 1) -> Comparison:

@@ -19,6 +19,7 @@ SAMPLE_RATE_NAMES = {"24k": 24000, "32k": 32000, "40k": 40000, "48k": 48000}
 FRAMES_PER_SECOND = 100  # one pitch frame every 10 ms in every RVC version
 PHONE_CHANNELS = {"v1": 256, "v2": 768}  # HuBERT layer 9 projected, layer 12 as it is
 MAX_SIZE = 65536  # largest channel count, rate factor or speaker count that is still a network
+MAX_RATE = 768000  # Hz
 MAX_TABLE = 16  # longest list of upsampling steps, kernels or layers
 
 _FIELDS = (
@@ -110,10 +111,11 @@ class VoiceConfig:
 def parse_sample_rate(value: Any) -> int | None:
     """Hz from `40000`, `"40000"` or `"40k"`; None where it is none of these."""
     if isinstance(value, str):
-        value = SAMPLE_RATE_NAMES.get(value.strip().lower(), int(value) if value.strip().isdigit() else None)
+        text = value.strip().lower()
+        value = SAMPLE_RATE_NAMES.get(text, int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else None)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
-    return value if value > 0 else None
+    return value if 0 < value <= MAX_RATE else None
 
 
 def _is_size(value: Any) -> bool:
@@ -136,6 +138,8 @@ def _problems(entries: list[Any]) -> list[str]:
     dilations = entries[11]
     if not (isinstance(dilations, (list, tuple)) and 0 < len(dilations) <= MAX_TABLE and all(map(_is_sizes, dilations))):
         found.append(f"entry 11 ({_FIELDS[11]}) is {shortened(dilations)}, not a list of lists of sizes")
+    if not (entries[8] is None or (isinstance(entries[8], (int, float)) and 0 <= entries[8] <= 1)):
+        found.append(f"entry 8 ({_FIELDS[8]}) is {shortened(entries[8])}, not a probability")
     if entries[17] is None:
         found.append("entry 17 (sr) is not a sample rate in Hz")
     return found or _contradictions(entries)
@@ -158,6 +162,9 @@ def _contradictions(entries: list[Any]) -> list[str]:
         found.append("upsample_rates and upsample_kernel_sizes differ in length")
     elif any(kernel < rate or (kernel - rate) % 2 for rate, kernel in zip(rates, kernels, strict=True)):
         found.append("an upsampling kernel is smaller than its rate or differs from it by an odd number")
+    later = [math.prod(rates[index + 1 :]) for index in range(len(rates))]
+    if any(stride > 1 and stride % 2 for stride in later):
+        found.append(f"upsample_rates {shortened(rates)} leave an odd stride to a noise convolution, which would change the length")
     if initial % (1 << len(rates)):
         found.append(f"upsample_initial_channel {initial} cannot be halved {len(rates)} times")
     if entries[3] % entries[5]:

@@ -17,7 +17,23 @@ from .text_encoder import masked
 
 LEAKY_SLOPE = 0.1
 LAST_LEAKY_SLOPE = 0.01  # upstream leaves the last activation at torch's default
-CONTEXT_FRAMES = 14  # one latent frame reaches at most 13.3 frames of audio in any shipped configuration
+
+
+def context_frames(config: VoiceConfig) -> int:
+    """Latent frames on either side that one frame of audio depends on: 12 to 14 in RVC's own configurations.
+
+    Walks from the audio back to the latent, adding each layer's reach at its own rate.
+    """
+    pairs = 2 if config.uses_resblock1 else 1  # ResBlock1 follows every dilated convolution with a plain one
+    count = 3 if config.uses_resblock1 else 2
+    block = max(
+        (size - 1) // 2 * (sum(dilations[:count]) + (count if pairs == 2 else 0))
+        for size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+    )
+    reach = 3.0  # conv_post
+    for rate, kernel in zip(reversed(config.upsample_rates), reversed(config.upsample_kernel_sizes), strict=True):
+        reach = (reach + block + (kernel + rate) / 2 - 1) / rate
+    return math.ceil(reach + 3)  # conv_pre
 
 
 class ResBlock1(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .flow import RECEPTIVE_FIELD
-from .generator import CONTEXT_FRAMES
+from .generator import context_frames
 from .hubert import Hubert
 from .synthesizer import Synthesizer, sample_prior
 
@@ -36,23 +36,11 @@ class TensorSpec:
     samples: int = 1
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """How a stage is cut out of a clip: `window` frames at a time, of which `context` on either side only inform."""
-
-    window: int
-    context: int
-
-
 # Windows are frames: 20 ms for the content encoder, 10 ms for the others. Ten seconds hold a sentence, so that the two
 # stages with global attention rarely need a second window; one second of overlap lets their edges settle. The flow and
-# the decoder see 24 and 14 frames, so for them the context is exact and the window only a question of memory.
-DEFAULT_PLANS = {
-    "content_encoder": StagePlan(500, 50),
-    "text_encoder": StagePlan(1000, 100),
-    "flow": StagePlan(500, RECEPTIVE_FIELD),
-    "decoder": StagePlan(200, CONTEXT_FRAMES),
-}
+# the decoder see a known number of frames, so for them the context is exact and the window only a question of memory.
+DEFAULT_WINDOWS = {"content_encoder": 500, "text_encoder": 1000, "flow": 500, "decoder": 200}
+ATTENTION_OVERLAP = {"content_encoder": 50, "text_encoder": 100}
 VOICE_STAGES = ("text_encoder", "flow", "decoder")
 
 
@@ -65,9 +53,11 @@ class Stage(nn.Module):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, context: int) -> None:
+        """A window of frames, of which `context` on either side only inform where the clip goes on."""
         super().__init__()
         self.window = window
+        self.context = context
 
     def mask(self, valid: int) -> Tensor:
         """The mask input (1, 1, window) for a clip of `valid` frames."""
@@ -82,7 +72,7 @@ class ContentEncoderStage(Stage):
     host_entries = ("feature_extractor.conv_layers.0.2.",)
 
     def __init__(self, hubert: Hubert, window: int) -> None:
-        super().__init__(window)
+        super().__init__(window, ATTENTION_OVERLAP[self.name])
         self.hubert = hubert
         config = hubert.config
         channels = config.conv_channels[0]
@@ -118,7 +108,7 @@ class TextEncoderStage(Stage):
     host_entries = ("enc_p.emb_pitch.",)
 
     def __init__(self, synthesizer: Synthesizer, window: int) -> None:
-        super().__init__(window)
+        super().__init__(window, ATTENTION_OVERLAP[self.name])
         self.enc_p = synthesizer.enc_p
         self.has_f0 = synthesizer.has_f0
         config = synthesizer.config
@@ -143,7 +133,7 @@ class FlowStage(Stage):
     description = "RVC prior sample and inverse flow: prior and noise to the decoder's latent"
 
     def __init__(self, synthesizer: Synthesizer, window: int) -> None:
-        super().__init__(window)
+        super().__init__(window, RECEPTIVE_FIELD)
         self.flow = synthesizer.flow
         config = synthesizer.config
         shape = (1, config.inter_channels, window)
@@ -168,7 +158,7 @@ class DecoderStage(Stage):
     host_entries = ("dec.m_source.",)
 
     def __init__(self, synthesizer: Synthesizer, window: int) -> None:
-        super().__init__(window)
+        super().__init__(window, context_frames(synthesizer.config))
         self.dec = synthesizer.dec
         self.has_f0 = synthesizer.has_f0
         config = synthesizer.config
@@ -190,13 +180,13 @@ class DecoderStage(Stage):
 
 
 def content_encoder_stage(hubert: Hubert, window: int | None = None) -> ContentEncoderStage:
-    """The content encoder at a window of 20 ms frames (default: DEFAULT_PLANS)."""
-    return ContentEncoderStage(hubert, window or DEFAULT_PLANS["content_encoder"].window).eval()
+    """The content encoder at a window of 20 ms frames (default: DEFAULT_WINDOWS)."""
+    return ContentEncoderStage(hubert, window or DEFAULT_WINDOWS["content_encoder"]).eval()
 
 
 def voice_stage(name: str, synthesizer: Synthesizer, window: int | None = None) -> Stage:
-    """`text_encoder`, `flow` or `decoder` of a voice at a window of 10 ms frames (default: DEFAULT_PLANS)."""
+    """`text_encoder`, `flow` or `decoder` of a voice at a window of 10 ms frames (default: DEFAULT_WINDOWS)."""
     kinds: dict[str, type[TextEncoderStage] | type[FlowStage] | type[DecoderStage]] = {
         kind.name: kind for kind in (TextEncoderStage, FlowStage, DecoderStage)
     }
-    return kinds[name](synthesizer, window or DEFAULT_PLANS[name].window).eval()
+    return kinds[name](synthesizer, window or DEFAULT_WINDOWS[name]).eval()

@@ -6,6 +6,7 @@ that is mapped, not loaded. Writing goes to a temporary sibling that replaces th
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +30,7 @@ OUTPUT_PEAK = 0.99  # RVC-WebUI: louder output is scaled down to it
 BLOCK = 1 << 19  # input samples read at a time
 FILTER_BLOCK, FILTER_OVERLAP = 60 * SAMPLE_RATE, 2 * SAMPLE_RATE  # the filter's memory fades within 0.3 s
 IN_MEMORY = 600 * SAMPLE_RATE  # samples: longer clips are mapped from a temporary file
-MAX_CHANNELS = 64
+MAX_CHANNELS = 2  # which channel of a surround recording holds the voice is not ours to guess
 UNKNOWN_LENGTH = 1 << 62  # frames that libsndfile reports for a FLAC header without a length, which it cannot read on from
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 MIN_RATE, MAX_RATE = 1000, 768000  # Hz
@@ -56,13 +57,13 @@ def read_recording(path: str | Path) -> Iterator[Recording]:
         raise AudioError(f"{path} cannot be read as audio (wav, flac, ogg or mp3): {error}") from error
     with file:
         if file.channels > MAX_CHANNELS:
-            raise AudioError(f"{path} has {file.channels} channels; at most {MAX_CHANNELS} are mixed down")
+            raise AudioError(f"{path} has {file.channels} channels; mix it down to mono or stereo first")
         check_rate(file.samplerate, str(path))
         if file.frames >= UNKNOWN_LENGTH:
             raise AudioError(f"{path} does not state its length, as a file written into a pipe: save it again with any audio program")
         with _collected(_at_16k(_blocks(file, path), file.samplerate)) as samples:
             if not len(samples):
-                raise AudioError(f"{path} holds no audio samples")
+                raise AudioError(f"{path} {'is too short to be converted' if file.tell() else 'holds no audio samples'}")
             prepare(samples)
             yield Recording(samples, file.tell() / file.samplerate)
 
@@ -71,12 +72,15 @@ def read_recording(path: str | Path) -> Iterator[Recording]:
 def recording_of(audio: NDArray[np.floating], sample_rate: int) -> Iterator[Recording]:
     """The same from samples in memory: (N,) or (N, channels), float. Raises AudioError as `read_recording` does."""
     values = np.asarray(audio)
-    if values.ndim not in (1, 2) or values.shape[0] == 0 or values.dtype.kind != "f":
-        raise AudioError(f"audio must be float samples of shape (N,) or (N, channels), not {values.dtype} {values.shape}")
+    channels = values.shape[1] if values.ndim == 2 else 1
+    if values.ndim not in (1, 2) or values.shape[0] == 0 or values.dtype.kind != "f" or not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"audio must be float samples of shape (N,), (N, 1) or (N, 2), not {values.dtype} {values.shape}")
     check_rate(sample_rate, "the audio")
     mono = values if values.ndim == 1 else values.mean(axis=1)
     blocks = (_finite(mono[i : i + BLOCK].astype(np.float32), "the audio") for i in range(0, len(mono), BLOCK))
     with _collected(_at_16k(blocks, sample_rate)) as samples:
+        if not len(samples):
+            raise AudioError("the audio is too short to be converted")
         prepare(samples)
         yield Recording(samples, len(mono) / sample_rate)
 
@@ -93,6 +97,9 @@ def _storage(samples: int) -> Iterator[Samples]:
         yield np.zeros(samples, np.float32)
         return
     with tempfile.TemporaryFile(prefix="rvc-coreml-") as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would kill the process later
+            with output_errors(Path(tempfile.gettempdir())):
+                os.posix_fallocate(file.fileno(), 0, 4 * samples)
         yield np.memmap(file, np.float32, "w+", shape=(samples,))
 
 

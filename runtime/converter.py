@@ -2,7 +2,7 @@
 
 The chain is read from its end: writing the next stretch of audio asks the decoder for frames, which asks the flow,
 which asks the text encoder, which asks the content encoder. Each stage computes the windows it is asked for and keeps
-two, so memory does not grow with the clip.
+the last few, so memory does not grow with the clip.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ Progress = Callable[[str, float], None]
 class VoiceConverter:
     """One voice of a library, loaded. `notify` gets a line for every stage that had to be run elsewhere.
 
-    Raises LibraryError where the library lacks the voice, a content encoder, or features of the voice's version.
+    Not for use by several threads at once. Raises LibraryError where the library lacks the voice, a content encoder, or
+    features of the voice's version.
     """
 
     def __init__(self, library: str | Path | Library, voice: str, backend: str | Backend = "auto", notify: Notify = print) -> None:

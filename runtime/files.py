@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,15 @@ def output_errors(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OutputError(f"{path} could not be written: {reason}") from error
+
+
+def require_writable(path: Path) -> None:
+    """Raises OutputError where a file could not be made at a path; makes none."""
+    with output_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,10 +166,11 @@ class Library:
             yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            for folder in made:
-                if folder.is_dir() and {item.name for item in folder.iterdir()} <= {_LOCK}:
-                    (folder / _LOCK).unlink(missing_ok=True)
-                    folder.rmdir()
+            with suppress(OSError):  # tidying must not hide what went wrong
+                for folder in made:
+                    if folder.is_dir() and {item.name for item in folder.iterdir()} <= {_LOCK}:
+                        (folder / _LOCK).unlink(missing_ok=True)
+                        folder.rmdir()
 
     def commit(self, temporary: Path, manifest: Manifest) -> Component:
         """Move a finished build into the library and switch its manifest over."""
@@ -197,9 +198,9 @@ class Library:
 
 def check_name(name: str) -> None:
     """Raises LibraryError for a name that cannot be a folder's."""
-    printable = bool(name) and name.isprintable() and not any(character in name for character in "/\\")
-    if not printable or len(name.encode()) > MAX_NAME or name.startswith("."):
-        raise LibraryError(f"{name!r} cannot be a voice's name: give one of 1 to {MAX_NAME} bytes without slashes, with --name")
+    printable = bool(name) and name.isprintable() and not any(character in name for character in "/\\$")
+    if not printable or len(name.encode()) > MAX_NAME or name.startswith((".", "~")):  # coremltools expands ~ and $NAME in paths
+        raise LibraryError(f"{name!r} cannot be a voice's name: give one of 1 to {MAX_NAME} bytes without / \\ $, with --name")
 
 
 def new_build(source_hash: str) -> str:
@@ -261,8 +262,8 @@ def _check(component: Component) -> None:
 def _names(path: Path, build: str) -> bool:
     """Whether the manifest on disk is already the one of that build."""
     try:
-        return build in path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))["build"] == build
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

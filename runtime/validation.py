@@ -12,9 +12,10 @@ from ..golden_outputs.metrics import Comparison
 from ..golden_outputs.thresholds import VALID
 from ..models.hubert import Hubert
 from ..models.stages import ContentEncoderStage, Stage
-from .backends.base import Backend
+from ..models.synthesizer import Synthesizer
+from .backends.base import Backend, StageRunner
 from .backends.torch_backend import TorchBackend
-from .goldens import CASES, content_inputs, load_golden, make_golden, voice_inputs
+from .goldens import CASES, Golden, content_inputs, load_golden, make_golden, voice_inputs
 from .library import Component, Library
 
 RECORDED = "recorded"  # the golden file against PyTorch today: shows damaged weights or golden files
@@ -62,39 +63,57 @@ def validate_library(library: Library, backend: Backend, progress: Callable[[str
 
 def _validate_component(component: Component, backend: Backend) -> Iterator[Check]:
     torch_backend = TorchBackend("cpu")
-    network = torch_backend.network(component)
+    try:
+        network = torch_backend.network(component)
+    except RvcCoremlError as error:
+        for name in component.manifest.stages:
+            yield _check(component, name, CASES[0], problem=str(error))
+        return
     stages = {name: torch_backend.stage(component, name) for name in component.manifest.stages}
-    runners: dict[str, object] = {}
+    runners: dict[str, StageRunner] = {}
     for case in CASES:
         for name, inputs in _inputs(network, stages, case):
-            precision = component.manifest.stages[name].precision
+            precision = component.manifest.stages[name].precision if backend.name != "torch" else "fp32"
             golden = make_golden(stages[name], inputs)
-
-            def check(case: str, output: str, comparison: Comparison | None, limit: str, problem: str = "") -> Check:
-                passed = comparison is not None and VALID[limit].passes(comparison)
-                return Check(component.title, name, case, output, precision, comparison, passed, problem)  # noqa: B023
-
             try:
                 if name not in runners:
                     runners[name] = backend.load(component, name)
-                outputs = runners[name].predict(inputs)  # type: ignore[attr-defined]
-                compared = golden.compare(outputs)
+                compared = golden.compare(runners[name].predict(inputs))
             except (RvcCoremlError, ValueError) as error:
-                yield check(case, "", None, precision, str(error))
-                continue
-            limit = precision if backend.name != "torch" else "fp32"
-            for output, comparison in compared.items():
-                yield check(case, output, comparison, limit)
+                yield _check(component, name, case, problem=str(error))
+            else:
+                yield from (_check(component, name, case, output, found, precision) for output, found in compared.items())
             if case == CASES[0]:
-                recorded = load_golden(component.golden(name))
-                for output, comparison in golden.compare(recorded.outputs).items():
-                    yield check(RECORDED, output, comparison, "fp32")
+                yield from _recorded(component, name, golden)
 
 
-def _inputs(network: object, stages: dict[str, Stage], case: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _recorded(component: Component, stage: str, golden: Golden) -> Iterator[Check]:
+    try:
+        compared = golden.compare(load_golden(component.golden(stage)).outputs)
+    except (RvcCoremlError, ValueError) as error:
+        yield _check(component, stage, RECORDED, problem=str(error))
+    else:
+        yield from (_check(component, stage, RECORDED, output, found, "fp32") for output, found in compared.items())
+
+
+def _check(
+    component: Component,
+    stage: str,
+    case: str,
+    output: str = "",
+    comparison: Comparison | None = None,
+    limit: str = "fp32",
+    problem: str = "",
+) -> Check:
+    """One verdict; `limit` is the precision whose threshold applies."""
+    passed = comparison is not None and VALID[limit].passes(comparison)
+    return Check(component.title, stage, case, output, component.manifest.stages[stage].precision, comparison, passed, problem)
+
+
+def _inputs(network: Hubert | Synthesizer, stages: dict[str, Stage], case: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     if isinstance(network, Hubert):
         for name, stage in stages.items():
             assert isinstance(stage, ContentEncoderStage)  # noqa: S101 - the only stage of a content encoder
             yield name, content_inputs(network, stage, case)
     else:
-        yield from voice_inputs(network, stages, case)  # type: ignore[arg-type]
+        yield from voice_inputs(network, stages, case)

@@ -49,11 +49,11 @@ def plan_windows(first: int, last: int, window: int, context: int) -> list[Windo
 class WindowedOutput:
     """A stage's output over a clip, computed window by window as it is read.
 
-    `compute` gets a window and returns (valid, width) values for its frames. The last two windows are kept, which is
-    what a reader that moves forward needs.
+    `compute` gets a window and returns (valid, width) values for its frames. The last three windows are kept, which
+    is what a reader that moves forward in overlapping steps needs.
     """
 
-    KEPT_WINDOWS = 2
+    KEPT_WINDOWS = 3
 
     def __init__(self, windows: list[Window], compute: Callable[[Window], Frames]) -> None:
         self.windows = windows

@@ -10,11 +10,18 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
+from rvc_coreml.runtime.backends import torch_backend
 from support.checkpoints import SMALL_HUBERT, small_config, write_small_hubert, write_voice
 
 # Small networks on shared cores spend hundreds of times their work waiting for a second thread.
 torch.set_num_threads(1)
 AUDIO = Path(__file__).parent.parent / "golden_outputs" / "audio"
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch runs on the CPU in every test, whatever the machine has."""
+    monkeypatch.setattr(torch_backend, "best_device", lambda: "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,8 @@ def _reject_other_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _config(path: Path, tensors: Mapping[str, Tensor], stored: Mapping[str, str]) -> HubertConfig:
     """From the library's own metadata, else a `config.json` beside the file, else the tensors' shapes."""
-    projection = tensors["final_proj.weight"].shape[0] if "final_proj.weight" in tensors else None
+    final = tensors.get("final_proj.weight")
+    projection = int(final.shape[0]) if final is not None and final.ndim == 2 else None
     if CONFIG_ENTRY in stored:
         try:
             config = HubertConfig.from_json(json.loads(stored[CONFIG_ENTRY]))

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from torch import Tensor
@@ -114,8 +115,8 @@ def _entry_names(content: Mapping[Any, Any]) -> list[str]:
 def _voice(path: Path, content: Any) -> Voice:
     _reject_other_kinds(path, content)
     vocoder = content.get("vocoder")
-    if vocoder not in (None, "HiFi-GAN", "Default"):
-        raise WrongCheckpointKind(f"{path} was trained with the vocoder {vocoder!r}; only HiFi-GAN voices can be converted")
+    if vocoder is not None and not (isinstance(vocoder, str) and vocoder in ("HiFi-GAN", "Default")):
+        raise WrongCheckpointKind(f"{path} was trained with the vocoder {shortened(vocoder)}; only HiFi-GAN voices can be converted")
     absent = [name for name in ("weight", "config") if name not in content]
     if absent:
         raise WrongCheckpointKind(f"{path} is not an RVC voice: it lacks {' and '.join(map(repr, absent))} (it holds {_summary(content)})")
@@ -142,8 +143,8 @@ def _version(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tenso
     if stated is None:
         width = tensors["enc_p.emb_phone.weight"].shape[-1] if "enc_p.emb_phone.weight" in tensors else None
         return next((name for name, channels in PHONE_CHANNELS.items() if channels == width), DEFAULT_VERSION)
-    if stated not in PHONE_CHANNELS:
-        raise WrongCheckpointKind(f"{path} states version {stated!r}; RVC voices are {' or '.join(PHONE_CHANNELS)}")
+    if not isinstance(stated, str) or stated not in PHONE_CHANNELS:
+        raise WrongCheckpointKind(f"{path} states version {shortened(stated)}; RVC voices are {' or '.join(PHONE_CHANNELS)}")
     return str(stated)
 
 
@@ -155,7 +156,7 @@ def _has_f0(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor
         return stated.lower() in ("1", "true")
     if isinstance(stated, (bool, int)):
         return bool(stated)
-    raise IncompleteCheckpoint(f"{path} states f0 as {stated!r}, where 1 or 0 is expected")
+    raise IncompleteCheckpoint(f"{path} states f0 as {shortened(stated)}, where 1 or 0 is expected")
 
 
 def _is_plain(value: Any) -> bool:

@@ -6,6 +6,7 @@ Kept thin: what Core ML says is not believed here, `runtime.guard` checks it.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import numpy as np
 from ...errors import BackendError
 from ..library import Component
 from .base import Arrays
+
+# ArrayFeatureType.ArrayDataType in coremltools' FeatureTypes.proto
+_NUMPY_TYPES: dict[int, type[np.generic]] = {65552: np.float16, 65568: np.float32, 65600: np.float64, 131104: np.int32}
 
 
 def coreml_available() -> bool:
@@ -39,16 +43,27 @@ class CoreMLModel:
         if not coreml_available():
             raise BackendError("Core ML can run only on macOS; use --backend reference or torch here")
         from ...coremltools_import import ct
+        from ..reference.package import open_package
 
         self.path = path
+        description = open_package(path).specification.description
+        self._dtypes = {item.name: _NUMPY_TYPES.get(item.type.multiArrayType.dataType, np.float32) for item in description.input}
         try:
-            self._model: Any = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[compute_units])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of is raised below
+                self._model: Any = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[compute_units])
         except Exception as error:
             raise BackendError(f"Core ML could not load {path.name}: {error}") from error
+        # A package that Core ML cannot compile, or that is newer than the system, gives a model without a proxy.
+        if getattr(self._model, "__proxy__", None) is None:
+            reason = getattr(self._model, "_framework_error", None) or "it is newer than this system"
+            raise BackendError(f"Core ML could not load {path.name}: {reason}")
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        # Core ML takes numpy's memory as it lies, so every input is a fresh array in C order and of the declared type.
+        prepared = {name: np.array(value, dtype=self._dtypes.get(name), order="C") for name, value in inputs.items()}
         try:
-            results = self._model.predict(dict(inputs))
+            results = self._model.predict(prepared)
         except Exception as error:
             raise BackendError(f"Core ML failed while running {self.path.name}: {error}") from error
         return {name: np.asarray(value) for name, value in results.items()}

@@ -28,8 +28,7 @@ def test_every_command_has_help_and_those_that_work_an_example(command):
     result = rvc(*command, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.output
-    if command != ["convert"]:
-        assert "rvc-coreml" in result.output.split("Usage:")[1].split("\n", 1)[1]
+    assert "rvc-coreml" in result.output.split("Usage:")[1].split("\n", 1)[1]
 
 
 def test_the_summaries_shown_are_the_commands_own():

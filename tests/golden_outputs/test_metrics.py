@@ -188,6 +188,7 @@ def test_a_comparison_survives_strict_json(actual: np.ndarray) -> None:
     compared = compare(np.ones(4), actual)
     values = compared.as_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values.pop("exact") is (compared.snr_db == np.inf)
     assert list(values) == [field.name for field in dataclasses.fields(Comparison)]
     assert values["finite"] is bool(np.isfinite(actual).all())
     for name, value in values.items():

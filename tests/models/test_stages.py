@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from rvc_coreml.models import ContentHost, Hubert, Synthesizer, VoiceConfig, VoiceHost, load_voice, read_hubert, sample_prior
 from rvc_coreml.models.checkpoint.state import fold_weight_norm
 from rvc_coreml.models.config import PHONE_CHANNELS
-from rvc_coreml.models.stages import DEFAULT_PLANS, VALID_INPUT, VOICE_STAGES, Stage, content_encoder_stage, voice_stage
+from rvc_coreml.models.flow import RECEPTIVE_FIELD
+from rvc_coreml.models.generator import context_frames
+from rvc_coreml.models.stages import DEFAULT_WINDOWS, VALID_INPUT, VOICE_STAGES, Stage, content_encoder_stage, voice_stage
 from safetensors.torch import save_file
 from support.checkpoints import SMALL_HUBERT, UPSAMPLING, hubert_state, small_config, voice_state, write_small_hubert, write_voice
 from torch import Tensor
 
 TOLERANCE = 1e-4
+# (version, rate) -> frames that one latent frame reaches at most, on either side
+MEASURED_REACH = {("v2", 48000): 10.43, ("v2", 40000): 11.38, ("v1", 48000): 12.25, ("v2", 32000): 11.85, ("v1", 32000): 13.27}
 WINDOWS = {"content_encoder": 40, "text_encoder": 40, "flow": 30, "decoder": 12}
 VOICE_KINDS = [("v2", 40000, True, "1"), ("v1", 32000, False, "1"), ("v2", 24000, True, "2")]
 garbage_scales = st.sampled_from([0.0, 1.0, 10.0])
@@ -212,11 +216,11 @@ def test_context_of_flow_and_decoder_is_all_they_see(version: str, rate: int) ->
     z_p, source = normal(1, 1, inter, 70), torch.tanh(normal(2, 1, 1, 70 * upp))
     with torch.inference_mode():
         whole_z, whole_audio = synthesizer.flow(z_p, g), synthesizer.dec(z_p, g, source)
-        context = DEFAULT_PLANS["flow"].context
+        context = RECEPTIVE_FIELD
         window = slice(10, 60)
         z = synthesizer.flow(z_p[..., window], g)[..., context:-context]
         assert worst(z, whole_z[..., 10 + context : 60 - context]) < 1e-5
-        context = DEFAULT_PLANS["decoder"].context
+        context = context_frames(VoiceConfig.from_list(small_config(version, rate)))
         audio = synthesizer.dec(z_p[..., window], g, source[..., 10 * upp : 60 * upp])[..., context * upp : -context * upp]
         assert worst(audio, whole_audio[..., (10 + context) * upp : (60 - context) * upp]) < 1e-5
 
@@ -231,11 +235,11 @@ def test_gradients_reach_no_further_than_the_context(version: str, rate: int) ->
     synthesizer.dec(z, g, source)[..., 30 * upp : 31 * upp].sum().backward()
     assert z.grad is not None
     assert source.grad is not None
-    assert 10 <= reach(z.grad.abs().sum((0, 1))) <= DEFAULT_PLANS["decoder"].context
-    assert reach(source.grad.reshape(61, upp).abs().sum(1)) <= DEFAULT_PLANS["decoder"].context
+    assert 10 <= reach(z.grad.abs().sum((0, 1))) <= context_frames(VoiceConfig.from_list(small_config(version, rate)))
+    assert reach(source.grad.reshape(61, upp).abs().sum(1)) <= context_frames(VoiceConfig.from_list(small_config(version, rate)))
     z.grad = None
     synthesizer.flow(z, g)[..., 30].sum().backward()
-    assert reach(z.grad.abs().sum((0, 1))) == DEFAULT_PLANS["flow"].context
+    assert reach(z.grad.abs().sum((0, 1))) == RECEPTIVE_FIELD
 
 
 def reach(influence: Tensor) -> int:
@@ -245,7 +249,7 @@ def reach(influence: Tensor) -> int:
 
 @pytest.mark.parametrize("name", VOICE_STAGES)
 def test_stage_defaults_to_its_plans_window(name: str) -> None:
-    assert voice_stage(name, voice("v2", 40000, True)).window == DEFAULT_PLANS[name].window
+    assert voice_stage(name, voice("v2", 40000, True)).window == DEFAULT_WINDOWS[name]
 
 
 def test_host_tables_of_a_file_equal_those_of_the_network(tmp_path: Path) -> None:
@@ -261,3 +265,15 @@ def test_host_tables_of_a_file_equal_those_of_the_network(tmp_path: Path) -> Non
     assert content[0].config == content[1].config
     for name in ("weight", "gamma", "beta"):
         assert torch.equal(getattr(content[0], name), getattr(content[1], name))
+
+
+@pytest.mark.parametrize(("key", "measured"), list(MEASURED_REACH.items()), ids=str)
+def test_the_decoders_context_covers_its_measured_reach(key: tuple[str, int], measured: float) -> None:
+    """The figures were measured on upstream's decoders by perturbing single latent frames in float64."""
+    context = context_frames(VoiceConfig.from_list(small_config(*key)))
+    assert measured <= context < measured + 2
+
+
+def test_wider_resblocks_get_a_wider_context() -> None:
+    config = small_config("v2", 40000, resblock_kernel_sizes=[3, 7, 23])
+    assert context_frames(VoiceConfig.from_list(config)) >= 19.6

@@ -66,7 +66,7 @@ def test_every_encoding_gives_the_same_sound(tmp_path: Path, subtype: str) -> No
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
-@pytest.mark.parametrize("channels", range(1, 9))
+@pytest.mark.parametrize("channels", [1, 2])
 def test_channels_are_mixed_to_their_mean(tmp_path: Path, channels: int, ending: str) -> None:
     gains = np.linspace(0.2, 0.9, channels)
     soundfile.write(tmp_path / f"a.{ending}", tone(RATE)[:, None] * gains, RATE)
@@ -234,13 +234,13 @@ def test_a_file_of_an_impossible_sample_rate_is_refused(tmp_path: Path, rate: in
         read(tmp_path / "a.wav")
 
 
-@pytest.mark.parametrize(("channels", "fits"), [(64, True), (65, False)])
-def test_at_most_64_channels_are_mixed(tmp_path: Path, channels: int, fits: bool) -> None:
+@pytest.mark.parametrize(("channels", "fits"), [(2, True), (3, False), (8, False)])
+def test_at_most_two_channels_are_mixed(tmp_path: Path, channels: int, fits: bool) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros((100, channels)), RATE)
     if fits:
         assert read(tmp_path / "a.wav")[0].shape == (100,)
     else:
-        with pytest.raises(AudioError, match="65 channels"):
+        with pytest.raises(AudioError, match=f"{channels} channels"):
             read(tmp_path / "a.wav")
 
 

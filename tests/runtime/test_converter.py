@@ -118,7 +118,7 @@ def test_a_v1_voice_needs_a_content_encoder_with_final_proj(tmp_path, small_libr
 
 
 def test_memory_does_not_grow_with_the_clip(small_library, monkeypatch):
-    """Every stage is asked window by window, and no reader holds more than two of them."""
+    """Every stage is asked window by window, and no reader holds more than three of them."""
     from rvc_coreml.runtime import windows
 
     held = []
@@ -132,4 +132,4 @@ def test_memory_does_not_grow_with_the_clip(small_library, monkeypatch):
     monkeypatch.setattr(windows.WindowedOutput, "_window", watch)
     VoiceConverter(small_library, "nof0", "torch").convert(np.zeros(40 * 16000), 16000)
     assert len(held) > 20
-    assert max(held) <= 2
+    assert max(held) <= 3

@@ -134,10 +134,10 @@ def test_reading_a_little_back_needs_no_new_computation() -> None:
     assert len(stage.computed) == len(set(stage.computed))
 
 
-def test_only_two_windows_are_held() -> None:
+def test_only_the_last_windows_are_held() -> None:
     stage, output = staged((0, 200, 20, 4), 4)
     output.read(0, 200)
-    assert len(output._cache) == 2
+    assert len(output._cache) == WindowedOutput.KEPT_WINDOWS == 3
     output.read(0, 1)
     assert stage.computed.count(0) == 2
 

@@ -1,12 +1,14 @@
 """A stand-in for coremltools' MLModel on macOS, which computes through the reference executor and can be made to fail.
 
 Signature and behaviour follow coremltools 9.0 (`coremltools/models/model.py`, class MLModel): the constructor takes the
-package's path and `compute_units`, `predict` takes a dict of arrays by input name and returns a dict of arrays, an
-unknown or missing input is a RuntimeError, and `predict` off macOS raises a bare Exception.
+package's path and `compute_units`; a package that Core ML refuses gives a RuntimeWarning and a model whose `__proxy__`
+is None (`_get_proxy_and_spec`); `predict` takes a dict of arrays by input name and returns a dict of arrays, and an
+unknown input is a KeyError. Core ML reads numpy's memory directly, so arrays have to lie in C order and be writable.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,21 +50,35 @@ class StandIn:
     def model(self, model: str, *_args: Any, compute_units: ct.ComputeUnit = ct.ComputeUnit.ALL, **_kwargs: Any) -> _Model:
         stage = Path(model).stem
         self.loaded.append((stage, compute_units))
-        if stage in self.refused:
-            raise RuntimeError("Error compiling model: Failed to build the model execution plan.")
-        return _Model(self, stage, ReferenceModel(model))
+        error = RuntimeError("Error compiling model: Failed to build the model execution plan.") if stage in self.refused else None
+        if error is not None:
+            message = f"You will not be able to run predict() on this Core ML model. Underlying exception message was: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return _Model(self, stage, ReferenceModel(model), error)
 
 
 class _Model:
-    def __init__(self, owner: StandIn, stage: str, model: ReferenceModel) -> None:
+    def __init__(self, owner: StandIn, stage: str, model: ReferenceModel, error: RuntimeError | None) -> None:
         self.owner, self.stage, self.reference = owner, stage, model
+        self.__proxy__ = None if error is not None else object()
+        self._framework_error = error
 
     def predict(self, data: dict[str, Any], state: Any = None) -> Outputs:
+        if self.__proxy__ is None:
+            raise Exception(f"Unable to load the model: {self._framework_error}")
+        for name in data:
+            if name not in self.reference.inputs:
+                raise KeyError(f"Provided key {name!r} does not match any of the model input name(s)")
         if set(data) != set(self.reference.inputs):
-            raise RuntimeError(f"Provided keys {sorted(data)} do not match the required inputs {sorted(self.reference.inputs)}.")
+            raise RuntimeError("Feature is required but not specified.")
+        for name, array in data.items():
+            assert isinstance(array, np.ndarray), name
+            assert array.flags.c_contiguous, name
+            assert array.flags.writeable, name
+            assert array.dtype in (np.float16, np.float32, np.float64, np.int32), name
         owner, stage = self.owner, self.stage
         owner.predictions[stage] = owner.predictions.get(stage, 0) + 1
-        outputs = self.reference.predict({name: np.asarray(value) for name, value in data.items()})
+        outputs = self.reference.predict(data)
         if stage in owner.faults and owner.predictions[stage] > owner.fault_after.get(stage, 0):
             outputs = owner.faults[stage](outputs)
         return outputs
