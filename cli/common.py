@@ -29,7 +29,7 @@ class Group(click.Group):
         except RvcCoremlError as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"rvc-coreml: {one_line(str(error))}", err=True)
+            click.echo(f"rvc-coreml: {error}", err=True)
             ctx.exit(error.exit_code)
         except MemoryError:
             if ctx.params.get("debug"):

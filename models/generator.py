@@ -24,10 +24,9 @@ def context_frames(config: VoiceConfig) -> int:
 
     Walks from the audio back to the latent, adding each layer's reach at its own rate.
     """
-    pairs = 2 if config.uses_resblock1 else 1  # ResBlock1 follows every dilated convolution with a plain one
-    count = 3 if config.uses_resblock1 else 2
+    count, plain = (3, 3) if config.uses_resblock1 else (2, 0)  # dilated and undilated convolutions of a block
     block = max(
-        (size - 1) // 2 * (sum(dilations[:count]) + (count if pairs == 2 else 0))
+        (size - 1) // 2 * (sum(dilations[:count]) + plain)
         for size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
     )
     reach = 3.0  # conv_post
@@ -100,7 +99,6 @@ class GeneratorNSF(nn.Module):
             if f0:
                 self.noise_convs.append(_noise_conv(channels, math.prod(rates[index + 1 :])))
         self.conv_post = nn.Conv1d(initial >> len(rates), 1, 7, padding=3, bias=False)
-        self.has_source = f0
 
     def forward(self, z: Tensor, g: Tensor, source: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """mask (1, 1, T) marks the valid frames with 1; every convolution then sees zeros beyond them."""

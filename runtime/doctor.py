@@ -1,4 +1,4 @@
-"""What this machine has and what works on it. Nothing is claimed that was not tried here and now."""
+"""What this machine has and what works on it. Pitch estimators are run; the rest is what imports and the system tell."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _abilities() -> dict[str, str]:
     found = {
         "default backend": default_backend_name(),
         "torch": f"yes, on {best_device()}",
-        "reference executor": "yes" if _imports("rvc_coreml.runtime.reference") else "no",
+        "reference executor": "yes" if _imports(f"{__package__}.reference") else "no",
         "Core ML prediction": "yes, macOS" if coreml_available() else "no, it needs macOS",
         "Core ML conversion": _converter(),
     }

@@ -160,8 +160,6 @@ def _pickle_of_zip(path: Path) -> bytes:
             return archive.read(names[0])
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UnreadableCheckpoint(f"{path} is a damaged or truncated torch checkpoint; download or copy it again") from error
-    except zipfile.LargeZipFile as error:  # pragma: no cover - reading never raises it
-        raise UnreadableCheckpoint(f"{path} cannot be read as a zip archive") from error
 
 
 def _pickles_of_legacy(path: Path) -> list[bytes]:

@@ -99,64 +99,48 @@ def test_with_every_stage_at_fault_the_output_is_pytorchs_own(coreml, small_libr
     np.testing.assert_array_equal(samples, expected)
 
 
-@pytest.mark.parametrize(("level", "used"), [(0.975, True), (1.025, True), (0.89, False), (1.11, False)])
-def test_a_wrong_level_is_not_used(level, used, small_library):
-    lines = []
-    component = Library.open(small_library).voice("v2")
-    stage = GuardedStage(component, "decoder", [_Leveled(level), choose_backend("torch")], lines.append)
-    assert (stage.executed_by == "leveled") is used
-    assert len(lines) == (0 if used else 1)
+class _Altered:
+    """PyTorch's own output, changed."""
 
-
-class _Leveled:
-    name = "leveled"
+    name = "altered"
     detail = "test"
 
-    def __init__(self, level):
-        self.level = level
+    def __init__(self, change):
+        self.change = change
 
     def load(self, component, stage):
-        runner = choose_backend("torch").load(component, stage)
-        level = self.level
+        runner, change = choose_backend("torch").load(component, stage), self.change
 
-        class Scaled:
+        class Altered:
             def predict(self, inputs):
-                return {name: value * np.float32(level) for name, value in runner.predict(inputs).items()}
+                return {name: change(value).astype(np.float32) for name, value in runner.predict(inputs).items()}
 
-        return Scaled()
+        return Altered()
 
 
-@pytest.mark.parametrize(("snr_db", "used"), [(29.0, False), (31.0, True)])
-def test_the_golden_output_has_to_reach_thirty_decibels(small_library, snr_db, used):
+def noisy(snr_db):
+    def change(value):
+        noise = np.random.default_rng(0).standard_normal(value.shape)
+        return value + noise * np.linalg.norm(value - value.mean()) / np.linalg.norm(noise) * 10 ** (-snr_db / 20)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        *((lambda value, level=level: value * level, used) for level, used in ((0.975, True), (1.025, True), (0.89, False), (1.11, False))),
+        (noisy(29.0), False),
+        (noisy(31.0), True),
+    ],
+    ids=["level 0.975", "level 1.025", "level 0.89", "level 1.11", "29 dB", "31 dB"],
+)
+def test_a_wrong_level_or_less_than_thirty_decibels_is_not_used(small_library, change, used):
     lines = []
     component = Library.open(small_library).voice("v2")
-    stage = GuardedStage(component, "decoder", [_Noisy(snr_db), choose_backend("torch")], lines.append)
-    assert (stage.executed_by == "noisy") is used
+    stage = GuardedStage(component, "decoder", [_Altered(change), choose_backend("torch")], lines.append)
+    assert (stage.executed_by == "altered") is used
     assert len(lines) == (0 if used else 1)
-
-
-class _Noisy:
-    name = "noisy"
-    detail = "test"
-
-    def __init__(self, snr_db):
-        self.snr_db = snr_db
-
-    def load(self, component, stage):
-        runner = choose_backend("torch").load(component, stage)
-        snr_db = self.snr_db
-
-        class Noisy:
-            def predict(self, inputs):
-                outputs = runner.predict(inputs)
-                generator = np.random.default_rng(0)
-                for name, value in outputs.items():
-                    noise = generator.standard_normal(value.shape)
-                    noise *= np.linalg.norm(value - value.mean()) / np.linalg.norm(noise) * 10 ** (-snr_db / 20)
-                    outputs[name] = (value + noise).astype(np.float32)
-                return outputs
-
-        return Noisy()
 
 
 def test_core_ml_is_refused_off_a_mac_with_the_alternatives(monkeypatch):
