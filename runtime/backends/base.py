@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 class StageRunner(Protocol):
     """A loaded stage."""
 
-    def predict(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    def predict(self, inputs: Mapping[str, np.ndarray], /) -> Arrays:
         """One window: float32 arrays by name, in and out, with the shapes of the stage."""
         ...
 

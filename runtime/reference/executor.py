@@ -1,13 +1,15 @@
 """Walks a program's operations in order, computing each with torch on the CPU.
 
-Numerics: an operation computes in float32 from its inputs as stored, and its result is stored in the declared type.
-Values are freed after their last use; constants are converted once, at load.
+Values are freed after their last use. What is constant is prepared once, at load: converted to the type that its
+operation computes in, and decompressed where it is stored compressed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,170 +19,330 @@ from torch import Tensor
 
 from ...errors import PackageError
 from . import ops
+from .features import Feature, check_enumeration, check_names, converted, read_features, read_input, read_numbers
+from .limits import AllocationGuard, check_declared, declared_bytes, default_memory_limit, live_bytes, shown_bytes, shown_limit
+from .numerics import Numerics, find_numerics
 from .package import open_package
-from .program import DTYPES, Binding, Constant, Function, Operation
-from .reader import read_function
-from .registry import HANDLERS
+from .plan import PreparedBlock, Step, prepare, refuse_unsupported
+from .program import DTYPES, ListType, StateType, TensorType, ValueType, value_types
+from .reader import function_names, read_function
+from .registry import State
+from .weights import WeightFile
 
 assert ops  # noqa: S101 - imported for its registrations
-Prepared = Callable[[dict[str, Tensor]], Any]
+Results = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class _Step:
-    """An operation made ready: how to get each argument, where results go, what can be freed afterwards."""
+class Executed:
+    """An operation that has just run: its place (its name, behind those of the loops around it) and results by name."""
 
-    operation: Operation
-    function: Callable[..., Any]
-    arguments: dict[str, Prepared]
-    results: tuple[tuple[str, torch.dtype], ...]
-    release: tuple[str, ...]
+    place: str
+    step: Step
+    results: dict[str, Any]
+
+
+class ModelState:
+    """The states of a model between predictions, as MLState: zero at first."""
+
+    def __init__(self, path: Path, kinds: Mapping[str, TensorType], policy: Numerics) -> None:
+        self._path = path
+        self._kinds = dict(kinds)
+        self.tensors = {
+            name: State(torch.zeros([size or 0 for size in kind.shape], dtype=policy.storage(kind.dtype))) for name, kind in kinds.items()
+        }
+
+    def read_state(self, name: str) -> np.ndarray:
+        """A copy of a state's value. Raises PackageError for an unknown name."""
+        return _array(self._state(name).value, self._kinds[name].dtype)
+
+    def write_state(self, name: str, value: np.ndarray) -> None:
+        """Raises PackageError for an unknown name, another shape and what is no array of numbers."""
+        state = self._state(name)
+        try:
+            array = read_numbers(value)
+            if array.shape != tuple(state.value.shape):
+                raise PackageError(f"is {tuple(state.value.shape)}, and {array.shape} was given")
+            state.value = torch.from_numpy(np.array(converted(array, self._kinds[name].dtype))).to(state.value.dtype)
+        except PackageError as error:
+            raise PackageError(f"{self._path}: state {name!r} {error}") from error
+
+    def fits(self, kinds: Mapping[str, TensorType]) -> bool:
+        """Whether these are a model's states."""
+        return self._kinds == dict(kinds)
+
+    def _state(self, name: str) -> State:
+        if name not in self.tensors:
+            raise PackageError(f"{self._path} has no state {name!r}; its states are {', '.join(self.tensors) or 'none'}")
+        return self.tensors[name]
+
+
+@dataclass
+class _Run:
+    """One execution in progress."""
+
+    generator: torch.Generator
+    deadline: float
+    guard: AllocationGuard | None
+    places: list[str] = field(default_factory=list)
+    kept: list[dict[str, Any]] = field(default_factory=list)
 
 
 class ReferenceModel:
     """A package loaded for execution, with MLModel's calling convention.
 
-    `inputs` and `outputs` map names to (dtype name, shape). Raises PackageError for a package that is damaged or that
-    uses operations not known here, naming all of them.
+    `function`: one of `functions`, the default one if None. `numerics`: a policy or its name. `memory_limit`: bytes
+    that values may take beside the weights, by default in proportion to the package and its inputs
+    (limits.default_memory_limit). `time_limit`: seconds for one prediction. `seed`: for random operations that have no
+    seed of their own; each prediction starts from it.
+
+    `inputs`, `outputs` describe the interface as Feature by name, `states` the types of states.
+    Raises PackageError for a package that is damaged, uses operations not known here (naming all of them) or
+    declares more than the memory limit.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        function: str | None = None,
+        numerics: str | Numerics = "declared",
+        *,
+        memory_limit: int | None = None,
+        time_limit: float | None = None,
+        seed: int = 0,
+    ) -> None:
         self.path = Path(path)
+        self.numerics = find_numerics(numerics)
+        self.time_limit = time_limit
+        self.seed = seed
         package = open_package(self.path)
-        self._function = read_function(package)
-        _refuse_unsupported(self.path, self._function)
-        self._steps = _prepare(self._function)
-        self.inputs = {name: (kind.dtype, kind.shape) for name, kind in self._function.inputs.items()}
-        produced = {name: kind for operation in self._function.operations for name, kind in operation.outputs}
-        produced |= self._function.inputs
-        produced |= {name: constant.type for name, constant in self._function.constants.items()}
-        self.outputs = {name: (produced[name].dtype, produced[name].shape) for name in self._function.outputs}
+        self.functions = function_names(package)
+        files: dict[str, WeightFile] = {}
+        self.program = read_function(package, function, files)
+        self.function = function or self.functions[0]
+        refuse_unsupported(self.path, self.program)
+        types = value_types(self.program)
+        described = read_features(package, self.program, self.function, {name: types[name] for name in self.program.outputs})
+        self.inputs, self.outputs, self.states = described.inputs, described.outputs, described.states
+        self._output_types = {name: types[name] for name in self.program.outputs}
+        self._package_bytes = sum(file.size for file in files.values()) + package.specification.ByteSize()
+        self._memory_limit = memory_limit
+        self._set_up_values: dict[str, Any] = {}  # while loading
+        try:
+            check_declared(self.program, self.memory_limit(sum(declared_bytes(kind) for kind in self.program.inputs.values())))
+            self._plan = prepare(self.program, self.numerics, self._set_up)
+            self._set_up_values.clear()
+        except PackageError as error:
+            text = str(error)
+            raise PackageError(text if text.startswith(f"{self.path}: ") else f"{self.path}: {text}") from error
+        for file in files.values():
+            file.forget_pages()
+        self._checked: set[tuple[Any, ...]] = set()
 
-    @torch.inference_mode()
-    def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the program. Raises PackageError where a name, a shape or a type does not fit."""
-        values = {name: self._input(name, inputs) for name in self.inputs}
-        extra = sorted(set(inputs) - set(self.inputs))
-        if extra:
-            raise PackageError(f"{self.path} has no input {extra[0]!r}; its inputs are {', '.join(self.inputs)}")
-        for step in self._steps:
+    def memory_limit(self, input_bytes: int) -> int:
+        """Bytes that the values of a prediction may take, its inputs of `input_bytes` among them."""
+        if self._memory_limit is not None:
+            return self._memory_limit
+        return default_memory_limit(self._package_bytes, input_bytes)
+
+    def make_state(self) -> ModelState:
+        """New states, zero. Raises PackageError for a model that has none, or larger ones than the memory limit."""
+        if not self.states:
+            raise PackageError(f"{self.path} has no states")
+        size, limit = sum(map(declared_bytes, self.states.values())), self.memory_limit(0)
+        if size > limit:
+            raise PackageError(f"{self.path}: its states take {shown_bytes(size)}; {shown_limit(limit)}")
+        return ModelState(self.path, self.states, self.numerics)
+
+    def predict(self, data: Any, state: ModelState | None = None) -> Any:
+        """Run the program on a dict of arrays by input name; a list of dicts gives a list of results.
+
+        Arrays may be anything numpy reads; images may be (height, width, channels), PIL images among them. Outputs
+        are arrays of their declared type under every policy; `trace` hands out what was computed. Raises PackageError
+        where a name, a shape or a type does not fit.
+        """
+        if isinstance(data, list):
+            if state is not None:
+                raise PackageError(f"{self.path}: a state goes with one prediction, not with a list of them")
+            return [self.predict(item) for item in data]
+        run = self.trace(data, state, constants=False)
+        while True:
             try:
-                results = step.function(**{name: get(values) for name, get in step.arguments.items()})
-                if isinstance(results, Tensor):
-                    results = (results,)
-                for (name, dtype), result in zip(step.results, results, strict=True):
-                    values[name] = result if result.dtype == dtype else result.to(dtype)
-            except PackageError as error:
-                raise PackageError(f"{self.path}: {step.operation.name}: {error}") from error
-            except (RuntimeError, IndexError, ValueError, KeyError) as error:
-                raise PackageError(f"{self.path}: {step.operation.name} ({step.operation.type}) failed: {error}") from error
+                next(run)
+            except StopIteration as finished:
+                return finished.value
+
+    @torch.no_grad()
+    def trace(
+        self, data: Mapping[str, Any], state: ModelState | None = None, constants: bool = True
+    ) -> Generator[Executed, None, dict[str, Any]]:
+        """Run the program and hand out each operation as it has been executed; returns the outputs.
+
+        Compressed constants come first, decompressed again for that, unless `constants` is false. Results handed out
+        are the executor's own: read, do not write.
+        """
+        values = self._inputs(data, state)
+        shapes = tuple(tuple(value.shape) for value in values.values() if isinstance(value, Tensor))
+        watched = self._plan.depends_on_values or shapes not in self._checked
+        generator = torch.Generator().manual_seed(self.seed)
+        deadline = time.monotonic() + self.time_limit if self.time_limit is not None else float("inf")
+        run = _Run(generator, deadline, AllocationGuard(self.memory_limit(live_bytes(values.values()))) if watched else None)
+        for step in self._plan.set_up if constants else ():
+            yield Executed(step.operation.name, step, dict(zip(step.names, self._compute(step, {}, run), strict=True)))
+        found = yield from self._block(self._plan, values, run)
+        self._checked.add(shapes)
+        return {name: self._output(name, value, self._output_types[name]) for name, value in zip(self.program.outputs, found, strict=True)}
+
+    def _inputs(self, data: Mapping[str, Any], state: ModelState | None) -> dict[str, Any]:
+        check_names(self.path, data, self.inputs)
+        limit = self.memory_limit(0)
+        arrays = {name: read_input(self.path, name, feature, data.get(name), limit) for name, feature in self.inputs.items()}
+        check_enumeration(self.path, self.inputs, {name: array.shape for name, array in arrays.items()})
+        values: dict[str, Any] = {name: self._tensor(array, self.inputs[name]) for name, array in arrays.items()}
+        if self.states:
+            if state is None:
+                raise PackageError(f"{self.path} has states ({', '.join(self.states)}): pass one made by make_state()")
+            if not isinstance(state, ModelState) or not state.fits(self.states):
+                raise PackageError(f"{self.path}: the state that was passed belongs to another model")
+            values |= state.tensors
+        elif state is not None:
+            raise PackageError(f"{self.path} has no states, and one was passed")
+        return values
+
+    def _tensor(self, array: np.ndarray, feature: Feature) -> Tensor:
+        if not array.flags.writeable:
+            array = array.copy()
+        if array.dtype in (np.uint16, np.uint32, np.uint64):
+            array = array.astype(np.int64)
+        return torch.from_numpy(array).to(self.numerics.storage(feature.dtype))
+
+    def _block(self, block: PreparedBlock, values: dict[str, Any], run: _Run) -> Generator[Executed, None, list[Any]]:
+        run.kept.append(values)
+        for step in block.steps:
+            self._check_time(step, run)
+            if step.walks:
+                results = yield from self._walk(step, values, run)
+            else:
+                results = self._compute(step, values, run)
+            named = dict(zip(step.names, results, strict=True))
+            values.update(named)
+            yield Executed("".join(run.places) + step.operation.name, step, named)
+            del results, named
             for name in step.release:
                 del values[name]
-        constants = self._function.constants
-        found = {name: values[name].numpy() if name in values else constants[name].value for name in self._function.outputs}
-        return {name: np.array(value) for name, value in found.items()}  # copies: an output may be a view of an input
+        run.kept.pop()
+        return [values[name] if name in values else block.fixed[name] for name in block.outputs]
 
-    def _input(self, name: str, inputs: Mapping[str, np.ndarray]) -> Tensor:
-        if name not in inputs:
-            raise PackageError(f"{self.path} needs the input {name!r}; its inputs are {', '.join(self.inputs)}")
-        dtype, shape = self.inputs[name]
-        array = np.asarray(inputs[name])
-        fits = len(array.shape) == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
-        if not fits:
-            raise PackageError(f"{self.path}: input {name!r} is {array.shape} and should be {shape}")
-        if array.dtype.kind not in "fiub":
-            raise PackageError(f"{self.path}: input {name!r} holds {array.dtype}, not numbers")
-        return torch.from_numpy(np.ascontiguousarray(array.astype(DTYPES[dtype][1], copy=False)))
+    def _check_time(self, step: Step, run: _Run) -> None:
+        if time.monotonic() > run.deadline:
+            raise PackageError(f"{self.path}: took longer than {self.time_limit} seconds, and was stopped at {step.operation.name}")
 
+    def _walk(self, step: Step, values: dict[str, Any], run: _Run) -> Generator[Executed, None, Results]:
+        """An operation with nested blocks; these see the values around them and hand theirs back."""
+        rounds = [0] * len(step.blocks)
 
-def _refuse_unsupported(path: Path, function: Function) -> None:
-    """One error with every operation that has no handler or uses a parameter its handler lacks."""
-    problems = []
-    for operation in function.operations:
-        handler = HANDLERS.get(operation.type)
-        if handler is None:
-            problems.append(f"{operation.type} ({operation.name})")
-            continue
-        unknown = sorted(set(operation.inputs) - set(handler.forms))
-        missing = sorted(handler.required - set(operation.inputs))
-        problems += [f"{operation.type} with {parameter} ({operation.name})" for parameter in unknown]
-        problems += [f"{operation.type} without {parameter} ({operation.name})" for parameter in missing]
-    if problems:
-        shown = ", ".join(problems[:20]) + (f" and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise PackageError(f"{path} uses operations that the reference executor does not know yet: {shown}")
+        def enter(index: int, block: PreparedBlock) -> Callable[..., Generator[Executed, None, list[Any]]]:
+            def execute(*inputs: Any) -> Generator[Executed, None, list[Any]]:
+                self._check_time(step, run)  # a block may have no steps that would
+                run.places.append(f"{step.operation.name}[{rounds[index]}]/")
+                rounds[index] += 1
+                found = yield from self._block(block, values | dict(zip(block.inputs, inputs, strict=True)), run)
+                run.places.pop()
+                return found
 
+            return execute
 
-def _prepare(function: Function) -> tuple[_Step, ...]:
-    last_use = {name: index for index, operation in enumerate(function.operations) for name in _names(operation)}
-    kept = set(function.outputs)
-    cache: dict[tuple[str, bool], Tensor] = {}
-    steps = []
-    for index, operation in enumerate(function.operations):
-        handler = HANDLERS[operation.type]
-        arguments = {
-            parameter: _argument(bindings, handler.forms[parameter], not handler.moves, function.constants, cache)
-            for parameter, bindings in operation.inputs.items()
-        }
-        results = tuple((name, DTYPES[kind.dtype][0]) for name, kind in operation.outputs)
-        dead = {name for name in _names(operation) if last_use[name] == index} | {
-            name for name, _kind in operation.outputs if name not in last_use
-        }
-        release = tuple(sorted(name for name in dead if name not in kept and name not in function.constants))
-        steps.append(_Step(operation, handler.function, arguments, results, release))
-    return tuple(steps)
+        with self._located(step):
+            arguments = {name: get(values) for name, get in step.arguments.items()}
+            blocks = [enter(index, block) for index, block in enumerate(step.blocks)]
+            results = yield from step.function(**arguments, **dict.fromkeys(step.injected, blocks))
+            return self._stored(step, results)
 
+    @torch.no_grad()
+    def _set_up(self, step: Step) -> Results:
+        """What a constant operation gives, at load."""
+        run = _Run(torch.Generator(), float("inf"), AllocationGuard(self.memory_limit(0)), kept=[self._set_up_values])
+        results = self._compute(step, {}, run)
+        self._set_up_values |= zip(step.names, results, strict=True)
+        return results
 
-def _names(operation: Operation) -> set[str]:
-    return {binding for bindings in operation.inputs.values() for binding in bindings if isinstance(binding, str)}
+    def _compute(self, step: Step, values: Mapping[str, Any], run: _Run) -> Results:
+        if run.guard is not None:
+            run.guard.held = live_bytes(value for scope in run.kept for value in scope.values())
+        with self._located(step), run.guard or nullcontext():
+            arguments = {name: get(values) for name, get in step.arguments.items()}
+            injected = {name: run.generator if form == "generator" else step.declared for name, form in step.injected.items()}
+            return self._stored(step, step.function(**arguments, **injected), arguments)
 
+    def _stored(self, step: Step, results: Any, arguments: Mapping[str, Any] | None = None) -> Results:
+        """Results as a tuple, each of its declared shape and in the type that the policy stores."""
+        found: Results = tuple(results) if isinstance(results, (tuple, list)) and not step.returns_list else (results,)
+        if not step.names:
+            return ()
+        if len(found) != len(step.names):
+            raise PackageError(f"{len(step.names)} results are declared, and the operation gives {len(found)}")
+        if arguments is not None:
+            for hook in self.numerics.hooks:
+                found = hook(step.operation.type, arguments, found)
+        return tuple(self._fitted(value, kind, storage) for value, kind, storage in zip(found, step.declared, step.storage, strict=True))
 
-def _argument(
-    bindings: tuple[Binding, ...], form: str, compute: bool, constants: dict[str, Constant], cache: dict[tuple[str, bool], Tensor]
-) -> Prepared:
-    """How to get one argument at run time; what is constant is converted here, once."""
-    if form == "tensors":
-        parts = [_argument((binding,), "tensor", compute, constants, cache) for binding in bindings]
-        return lambda values: [part(values) for part in parts]
-    if len(bindings) != 1:
-        raise PackageError(f"a parameter got {len(bindings)} values where one is expected")
-    binding = bindings[0]
-    if isinstance(binding, str) and binding not in constants:
-        return _from_values(binding, form, compute)
-    if form == "tensor" and isinstance(binding, str):
-        key = (binding, compute)
-        if key not in cache:
-            cache[key] = _constant_tensor(constants[binding], compute)
-        tensor = cache[key]
-        return lambda _values: tensor
-    constant = binding if isinstance(binding, Constant) else constants[binding]
-    setting = _constant_tensor(constant, compute) if form == "tensor" else _setting(constant.value, form)
-    return lambda _values: setting
-
-
-def _from_values(name: str, form: str, compute: bool) -> Prepared:
-    if form != "tensor":
-        return lambda values: _setting(values[name].numpy(), form)
-    if not compute:
-        return lambda values: values[name]
-    return lambda values: values[name].float() if values[name].dtype == torch.float16 else values[name]
-
-
-def _constant_tensor(constant: Constant, compute: bool) -> Tensor:
-    if isinstance(constant.value, str):
-        raise PackageError("a string was given where numbers are expected")
-    tensor = torch.from_numpy(np.array(constant.value))
-    return tensor.float() if compute and tensor.dtype == torch.float16 else tensor
-
-
-def _setting(value: np.ndarray | str, form: str) -> Any:
-    if form == "str":
-        if not isinstance(value, str):
-            raise PackageError("numbers were given where a string is expected")
+    def _fitted(self, value: Any, kind: ValueType, storage: torch.dtype | None) -> Any:
+        if isinstance(value, Tensor):
+            if not isinstance(kind, TensorType) or storage is None:
+                raise PackageError(f"a tensor is computed where a {type(kind).__name__.removesuffix('Type').lower()} is declared")
+            shape = value.shape
+            if not kind.variadic and (
+                len(shape) != len(kind.shape) or any(want not in (None, 0, have) for want, have in zip(kind.shape, shape, strict=True))
+            ):  # coremltools declares 0 for an axis that reshape keeps by a 0 and that is flexible
+                raise PackageError(f"the shape {tuple(shape)} is computed where {kind.shape} is declared")
+            return value if value.dtype == storage else value.to(storage)
+        if isinstance(kind, TensorType) and kind.dtype in DTYPES and not isinstance(value, int):
+            raise PackageError(f"a {type(value).__name__} is computed where a tensor is declared")
         return value
-    if isinstance(value, str):
-        raise PackageError(f"the string {value!r} was given where numbers are expected")
-    if form in ("ints", "bools"):
-        return [bool(item) if form == "bools" else int(item) for item in np.ravel(value)]
-    if value.size != 1:
-        raise PackageError(f"{value.size} values were given where one is expected")
-    return {"int": int, "float": float, "bool": bool}[form](value.reshape(()).item())
+
+    def _output(self, name: str, value: Any, kind: ValueType) -> Any:
+        if not isinstance(value, Tensor) or not isinstance(kind, TensorType):
+            if isinstance(kind, (ListType, StateType)):
+                raise PackageError(f"{self.path}: the output {name} is no tensor")
+            return value
+        array = _array(value, self.outputs[name].dtype)
+        return array.reshape(1) if array.ndim == 0 else array  # Core ML has no arrays without axes
+
+    def _located(self, step: Step) -> _Located:
+        return _Located(self.path, step)
+
+
+class _Located:
+    """Errors within become PackageErrors that say where."""
+
+    def __init__(self, path: Path, step: Step) -> None:
+        self.path, self.operation = path, step.operation
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: Any, error: BaseException | None, _traceback: Any) -> None:
+        if isinstance(error, PackageError) and str(error).startswith(f"{self.path}: "):
+            return  # it says already where, in a nested block
+        if isinstance(error, PackageError):
+            raise PackageError(f"{self.path}: {self.operation.name} ({self.operation.type}): {error}") from error
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):
+            raise PackageError(f"{self.path}: {self.operation.name} ({self.operation.type}) needs more memory than there is") from error
+        known = (
+            RuntimeError,
+            IndexError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            ArithmeticError,
+            NotImplementedError,
+            AttributeError,
+        )
+        if isinstance(error, known):
+            raise PackageError(f"{self.path}: {self.operation.name} ({self.operation.type}) failed: {error}") from error
+
+
+def _array(value: Tensor, dtype: str) -> np.ndarray:
+    """A copy: an output may be a view of an input or of a constant."""
+    return np.array(value.to(DTYPES[dtype][0]).numpy().astype(DTYPES[dtype][1], copy=False))

@@ -1,4 +1,7 @@
-"""The files of an `.mlpackage`: which one is the model, and that every path stays inside the package."""
+"""The files of an `.mlpackage`: which one is the model, and that every path stays inside the package.
+
+A bare `.mlmodel` file can hold an ML Program too, one without weights in a file of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,17 @@ from google.protobuf.message import DecodeError
 from ...coremltools_import import Model_pb2
 from ...errors import PackageError
 
+MAX_MANIFEST_BYTES = 1 << 20
 MAX_SPECIFICATION_BYTES = 1 << 30  # weights lie in their own file; a larger specification is damaged
 
 
 @dataclass(frozen=True)
 class Package:
-    """An opened package: its specification and the folder that `@model_path` stands for."""
+    """An opened package: its specification and the folder that `@model_path` stands for; None for a bare model file."""
 
     path: Path
     specification: Any  # coremltools.proto.Model_pb2.Model; protobuf classes have no static types
-    model_folder: Path
+    model_folder: Path | None
 
 
 def open_package(path: str | Path) -> Package:
@@ -31,23 +35,35 @@ def open_package(path: str | Path) -> Package:
     try:
         if not path.exists():
             raise PackageError(f"{path} does not exist")
+        if path.suffix == ".mlmodel" and path.is_file():
+            return Package(path, _specification(path), None)
+        if path.is_dir() and (path / "coremldata.bin").exists():
+            raise PackageError(f"{path} is a compiled model (.mlmodelc), which only Core ML can read: open the .mlpackage it was made from")
         if not path.is_dir() or not manifest.is_file():
             raise PackageError(f"{path} is not an .mlpackage (a folder with a Manifest.json)")
     except (OSError, ValueError) as error:
         raise PackageError(f"{path} cannot be a file's name") from error
     model = _model_file(path, manifest)
-    if model.stat().st_size > MAX_SPECIFICATION_BYTES:
-        raise PackageError(f"{model} is larger than any model specification")
+    return Package(path, _specification(model), model.parent)
+
+
+def _specification(model: Path) -> Any:
     specification: Any = Model_pb2.Model()  # pyright: ignore[reportAttributeAccessIssue]
     try:
+        if model.stat().st_size > MAX_SPECIFICATION_BYTES:
+            raise PackageError(f"{model} is larger than any model specification")
         specification.ParseFromString(model.read_bytes())
     except DecodeError as error:
         raise PackageError(f"{model} is not a Core ML model specification, or is truncated") from error
-    return Package(path, specification, model.parent)
+    except OSError as error:
+        raise PackageError(f"{model} cannot be read: {error.strerror}") from error
+    return specification
 
 
 def _model_file(path: Path, manifest: Path) -> Path:
     try:
+        if manifest.stat().st_size > MAX_MANIFEST_BYTES:
+            raise PackageError(f"{manifest} is larger than any manifest")
         entries = json.loads(manifest.read_text(encoding="utf-8"))
         item = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
         model = path / "Data" / item
@@ -56,7 +72,7 @@ def _model_file(path: Path, manifest: Path) -> Path:
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise PackageError(f"{manifest} is damaged: it names no model file") from error
     if not inside:
-        raise PackageError(f"{manifest} points outside the package ({item}): it was not opened")
+        raise PackageError(f"{manifest} points outside the package ({item!r}): it was not opened")
     if not present:
         raise PackageError(f"{path} lacks its model file {item}")
     return model
@@ -64,6 +80,8 @@ def _model_file(path: Path, manifest: Path) -> Path:
 
 def resolve_in_model_folder(package: Package, name: str) -> Path:
     """The file that a blob reference such as `@model_path/weights/weight.bin` means. Raises PackageError outside."""
+    if package.model_folder is None:
+        raise PackageError(f"{package.path} is a model file without its weights ({name!r}): open the .mlpackage it belongs to")
     relative = name.removeprefix("@model_path/")
     path = package.model_folder / relative
     try:

@@ -8,15 +8,22 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import coremltools as ct
 import numpy as np
 import pytest
+import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own documentation calls it so
 from rvc_coreml.errors import BackendError, OutputError, PackageError, UsageError
 from rvc_coreml.runtime import packages
 from rvc_coreml.runtime.backends import coreml_backend
 from rvc_coreml.runtime.packages import load_package, read_arrays, write_arrays
 from rvc_coreml.runtime.reference import ReferenceModel
+from rvc_coreml.runtime.reference.numerics import find_numerics
+from support.coreml import StandIn, coreml, failing
+from support.networks import convert_torch
 from support.programs import normal, save_package
+
+__all__ = ["coreml"]
 
 ARRAYS = {
     "float32": normal(2, 3),
@@ -260,3 +267,213 @@ def test_another_backend_cannot_run_a_package(tmp_path: Path, backend: str) -> N
 def test_a_damaged_package_is_refused_before_any_backend_sees_it(tmp_path: Path, backend: str) -> None:
     with pytest.raises(PackageError, match=r"is not an .mlpackage"):
         load_package(tmp_path, backend)
+
+
+# ---------------------------------------------------------------- the reference executor by load_package
+
+
+def scaled(x: Any) -> Any:
+    return mb.mul(x=mb.add(x=x, y=np.float16(2048), name="moved"), y=np.float16(1), name="y")
+
+
+@pytest.mark.parametrize("numerics", ["declared", "float32", "float64", "ane", "ane:mac_saturation"])
+def test_numerics_are_passed_on(tmp_path: Path, numerics: str) -> None:
+    x = np.array([0.25], np.float16)
+    model = load_package(save_package(tmp_path, scaled, x), "reference", numerics=numerics)
+    assert isinstance(model, ReferenceModel)
+    assert model.numerics.name == numerics
+    assert model.numerics is find_numerics(numerics) or numerics.startswith("ane:")
+    assert list(model.inputs) == ["x"]
+    assert model.outputs["y"].describe() == "fp16 (1,)"
+    assert model.states == {}
+    assert model.predict({"x": x})["y"].dtype == np.float16
+
+
+def test_limits_are_passed_on(tmp_path: Path) -> None:
+    path = save_package(tmp_path, scaled, np.zeros(1000, np.float16))
+    model = load_package(path, "reference", memory_limit=3000, time_limit=60)
+    assert isinstance(model, ReferenceModel)
+    assert (model.memory_limit(0), model.time_limit) == (3000, 60)
+    with pytest.raises(PackageError, match=r"the memory limit is 3\.0 kB"):
+        model.predict({"x": np.zeros(1000)})
+
+
+def test_an_option_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    path = save_package(tmp_path, scaled, np.zeros(1, np.float16))
+    with pytest.raises(UsageError, match="no numerics policy 'half'"):
+        load_package(path, "reference", numerics="half")
+    with pytest.raises(PackageError, match="has no function 'other'; it has main"):
+        load_package(path, "reference", function="other")
+
+
+def test_load_package_is_where_it_is_expected() -> None:
+    import rvc_coreml
+    import rvc_coreml.runtime
+
+    assert rvc_coreml.load_package is load_package
+    assert rvc_coreml.runtime.load_package is load_package
+    with pytest.raises(AttributeError, match="no attribute 'load_packages'"):
+        _ = rvc_coreml.runtime.load_packages
+
+
+def test_a_batch_is_a_list_of_predictions(tmp_path: Path) -> None:
+    model = load_package(save_package(tmp_path, lambda x: mb.relu(x=x, name="y"), normal(2)), "reference")
+    got = model.predict([{"x": normal(2)}, {"x": -normal(2)}])
+    np.testing.assert_array_equal([item["y"] for item in got], [np.maximum(normal(2), 0), np.maximum(-normal(2), 0)])
+    assert model.predict([]) == []
+
+
+# ---------------------------------------------------------------- Core ML, by its stand-in
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adds its input to a state, and gives twice that."""
+
+    class Counter(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("total", torch.zeros(2, 3, dtype=torch.float16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.total.add_(x)
+            return self.total * 2.0
+
+    options = {
+        "inputs": [ct.TensorType("x", (2, 3), np.float16)],
+        "outputs": [ct.TensorType("y", dtype=np.float16)],
+        "states": [ct.StateType(ct.TensorType(shape=(2, 3), dtype=np.float16), name="total")],
+    }
+    folder = tmp_path_factory.mktemp("counter")
+    return convert_torch(folder, Counter(), [torch.zeros(2, 3, dtype=torch.float16)], "iOS18", "fp16", **options)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The functions `narrow` and `wide`, of which `wide` is the default."""
+    folder = tmp_path_factory.mktemp("several")
+    description = ct.utils.MultiFunctionDescriptor()
+    for name, width in (("narrow", 2), ("wide", 5)):
+        (folder / name).mkdir()
+        inputs, outputs = [ct.TensorType("x", (1, width))], [ct.TensorType(f"y_{name}")]
+        path = convert_torch(folder / name, torch.nn.Tanh(), [torch.zeros(1, width)], "iOS18", inputs=inputs, outputs=outputs)
+        description.add_function(str(path), "main", name)
+    description.default_function_name = "wide"
+    ct.utils.save_multifunction(description, str(folder / "several.mlpackage"))
+    return folder / "several.mlpackage"
+
+
+@pytest.mark.parametrize("backend", ["auto", "coreml", "reference"])
+def test_every_backend_shows_the_same_interface(coreml: StandIn, counter: Path, backend: str) -> None:
+    model = load_package(counter, backend)
+    assert isinstance(model, ReferenceModel if backend == "reference" else coreml_backend.CoreMLModel)
+    assert {name: item.describe() for name, item in (model.inputs | model.outputs).items()} == {"x": "fp16 (2, 3)", "y": "fp16 (2, 3)"}
+    assert {name: (item.dtype, item.shape) for name, item in model.states.items()} == {"total": ("fp16", (2, 3))}
+
+
+@pytest.mark.parametrize("backend", ["coreml", "reference"])
+def test_states_work_the_same_on_every_backend(coreml: StandIn, counter: Path, backend: str) -> None:
+    model = load_package(counter, backend)
+    state, other = model.make_state(), model.make_state()
+    x = np.ones((2, 3), np.float16)
+    assert [model.predict({"x": x}, state)["y"][0, 0] for _ in range(3)] == [2, 4, 6]
+    assert model.predict({"x": x}, state=other)["y"][0, 0] == 2
+    assert state.read_state("total")[0, 0] == 3
+    state.write_state("total", np.full((2, 3), 10, np.float16))
+    assert model.predict({"x": x}, state)["y"][0, 0] == 22
+    with pytest.raises((PackageError, BackendError), match="state"):
+        model.predict({"x": x})
+    with pytest.raises(PackageError, match="a state goes with one prediction, not with a list of them"):
+        model.predict([{"x": x}], state)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_package(tmp_path_factory.mktemp("plain"), lambda x: mb.relu(x=x, name="y"), normal(2))
+
+
+@pytest.mark.parametrize("backend", ["coreml", "reference"])
+def test_a_model_without_states_makes_none(coreml: StandIn, plain: Path, backend: str) -> None:
+    model = load_package(plain, backend)
+    with pytest.raises(PackageError, match="has no states"):
+        model.make_state()
+    assert [item["y"].shape for item in model.predict([{"x": normal(2)}] * 2)] == [(2,), (2,)]
+
+
+def test_states_before_macos_15_are_a_backend_error(coreml: StandIn, counter: Path) -> None:
+    model = load_package(counter, "coreml")
+    coreml.macos = (14, 5)
+    with pytest.raises(BackendError, match=r"could not make states for model\.mlpackage: State functionality"):
+        model.make_state()
+
+
+@pytest.mark.parametrize(("function", "width", "output"), [(None, 5, "y_wide"), ("wide", 5, "y_wide"), ("narrow", 2, "y_narrow")])
+@pytest.mark.parametrize("backend", ["coreml", "reference"])
+def test_a_function_is_chosen_by_name(coreml: StandIn, several: Path, backend: str, function: str | None, width: int, output: str) -> None:
+    model = load_package(several, backend, function=function)
+    assert model.inputs["x"].shape == (1, width)
+    assert list(model.outputs) == [output]
+    np.testing.assert_allclose(model.predict({"x": normal(1, width)})[output], np.tanh(normal(1, width)), rtol=1e-6)
+    if backend == "coreml":
+        assert coreml.functions == [function]
+
+
+@pytest.mark.parametrize("backend", ["coreml", "reference"])
+def test_an_unknown_function_is_refused_on_every_backend(coreml: StandIn, several: Path, backend: str) -> None:
+    with pytest.raises(PackageError, match="has no function 'main'; it has wide, narrow"):
+        load_package(several, backend, function="main")
+    assert coreml.loaded == []
+
+
+def test_the_only_function_can_be_named(coreml: StandIn, counter: Path) -> None:
+    model = load_package(counter, "coreml", function="main")
+    assert model.predict({"x": np.zeros((2, 3))}, model.make_state())["y"].shape == (2, 3)
+    assert coreml.functions == ["main"]
+
+
+@pytest.mark.parametrize("backend", ["auto", "coreml"])
+@pytest.mark.parametrize(
+    "option", [{"numerics": "float64"}, {"memory_limit": 10**9}, {"time_limit": 5.0}], ids=lambda item: next(iter(item))
+)
+def test_core_ml_cannot_take_the_executors_settings(coreml: StandIn, counter: Path, backend: str, option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="settings of the reference executor; choose backend reference for them"):
+        load_package(counter, backend, **option)
+    assert coreml.loaded == []
+    assert isinstance(load_package(counter, "reference", **option), ReferenceModel)
+
+
+def test_compute_units_reach_core_ml(coreml: StandIn, counter: Path) -> None:
+    load_package(counter)
+    load_package(counter, "coreml", "CPU_ONLY")
+    assert [units for _stage, units in coreml.loaded] == [ct.ComputeUnit.ALL, ct.ComputeUnit.CPU_ONLY]
+    with pytest.raises(UsageError, match="no compute units 'GPU'; choose ALL, CPU_AND_GPU, CPU_ONLY, CPU_AND_NE"):
+        load_package(counter, "coreml", "GPU")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    labels, inputs = ct.ClassifierConfig(["cat", "dog"]), [ct.TensorType("x", (1, 2))]
+    folder = tmp_path_factory.mktemp("classifier")
+    return convert_torch(folder, torch.nn.Softmax(dim=1), [torch.zeros(1, 2)], inputs=inputs, classifier_config=labels)
+
+
+@pytest.mark.parametrize("backend", ["coreml", "reference"])
+def test_a_classifier_gives_plain_values_on_every_backend(coreml: StandIn, classifier: Path, backend: str) -> None:
+    found = load_package(classifier, backend).predict({"x": np.array([[0, 2]], np.float32)})
+    assert found.pop("classLabel") == "dog"
+    (probabilities,) = found.values()
+    assert isinstance(probabilities, dict)
+    assert probabilities["dog"] == pytest.approx(1 / (1 + np.exp(-2)), rel=1e-5)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_core_ml_refuses_is_a_backend_error(coreml: StandIn, counter: Path, refused: bool) -> None:
+    if refused:
+        coreml.refused.add("model")
+        with pytest.raises(BackendError, match=r"Core ML could not load model\.mlpackage: Error compiling model"):
+            load_package(counter, "coreml")
+        return
+    coreml.faults["model"] = failing
+    model = load_package(counter, "coreml")
+    with pytest.raises(BackendError, match=r"Core ML failed while running model\.mlpackage: Error computing NN outputs"):
+        model.predict({"x": np.zeros((2, 3))}, model.make_state())

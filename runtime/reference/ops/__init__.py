@@ -1,5 +1,7 @@
-"""Handlers by family; importing this package registers all of them."""
+"""Handlers by family; importing this package registers all of them, one module a family."""
 
-from . import activation, arrangement, convolution, elementwise, linear, normalization
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["activation", "arrangement", "convolution", "elementwise", "linear", "normalization"]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

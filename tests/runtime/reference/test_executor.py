@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rvc_coreml.runtime.reference import ReferenceModel
 from rvc_coreml.runtime.reference.package import open_package
 from rvc_coreml.runtime.reference.program import DTYPES
 from rvc_coreml.runtime.reference.reader import read_function
-from rvc_coreml.runtime.reference.registry import HANDLERS, Handler, mil_op
+from rvc_coreml.runtime.reference.registry import HANDLERS, Handler, find_handler, mil_op
 from support.programs import (
     OPSET,
     WEIGHT_FILE,
@@ -68,7 +69,10 @@ def test_every_result_is_rounded_to_its_declared_type(tmp_path: Path, dtype: typ
 def test_half_precision_conversion_keeps_a_float32_interface_and_rounds_inside(tmp_path: Path) -> None:
     x = normal(16, 8)
     model = ReferenceModel(save_package(tmp_path, lambda x: mb.add(x=mb.mul(x=x, y=SCALE), y=OFFSET, name="y"), x, precision="fp16"))
-    assert (model.inputs, model.outputs) == ({"x": ("fp32", (16, 8))}, {"y": ("fp32", (16, 8))})
+    assert [(name, kind.dtype, kind.shape) for name, kind in (model.inputs | model.outputs).items()] == [
+        ("x", "fp32", (16, 8)),
+        ("y", "fp32", (16, 8)),
+    ]
     half = [value.astype(np.float16).astype(np.float32) for value in (x, SCALE, OFFSET)]
     wanted = ((half[0] * half[1]).astype(np.float16).astype(np.float32) + half[2]).astype(np.float16)
     got = model.predict({"x": x})["y"]
@@ -90,6 +94,20 @@ def test_int32_values_pass_unrounded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, 3 * x + 1)
 
 
+HALVES = np.arange(65536, dtype=np.uint16).view(np.float16)
+
+
+@pytest.mark.parametrize("name", [name for name, handlers in HANDLERS.items() if any(handler.in_half for handler in handlers)])
+def test_what_takes_half_precision_as_it_is_gives_what_float32_rounded_once_gives(name: str) -> None:
+    function = HANDLERS[name][0].function
+    x = torch.from_numpy(HALVES)
+    others = {"y": x[torch.randperm(65536, generator=torch.Generator().manual_seed(1))]} if "y" in HANDLERS[name][0].forms else {}
+    settings = {"alpha": 0.3} if "alpha" in HANDLERS[name][0].forms else {}
+    wanted = function(x.float(), **{key: value.float() for key, value in others.items()}, **settings).half()
+    got = function(x, **others, **settings)
+    np.testing.assert_array_equal(got.numpy(), wanted.numpy())
+
+
 @pytest.fixture
 def counted_relu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many of relu's results were alive at each of its calls."""
@@ -102,7 +120,8 @@ def counted_relu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         results.append(weakref.ref(value))
         return value
 
-    monkeypatch.setitem(HANDLERS, "relu", Handler(relu, {"x": "tensor"}, frozenset({"x"}), moves=False))
+    (handler,) = HANDLERS["relu"]
+    monkeypatch.setitem(HANDLERS, "relu", [replace(handler, function=relu)])
     return alive
 
 
@@ -140,16 +159,16 @@ def test_every_intermediate_value_is_released_exactly_once(tmp_path: Path) -> No
         return mb.add(x=used, y=used), mb.mul(x=kept, y=unused), kept
 
     model = ReferenceModel(save_package(tmp_path, build, normal(2, 2)))
-    released = [name for step in model._steps for name in step.release]
-    produced = {name for step in model._steps for name, _dtype in step.results}
+    released = [name for step in model._plan.steps for name in step.release]
+    produced = {name for step in model._plan.steps for name in step.names}
     assert sorted(released) == sorted((produced | {"x"}) - set(model.outputs))
 
 
 def test_a_result_that_nothing_reads_is_released_at_once(tmp_path: Path) -> None:
     path = save_package(tmp_path, lambda x: (mb.relu(x=x, name="dead"), mb.tanh(x=x, name="y"))[1], normal(2, 2))
     model = ReferenceModel(path)
-    assert "dead" in [name for step in model._steps for name, _dtype in step.results]
-    assert [step.release for step in model._steps if step.operation.name == "dead"] == [("dead",)]
+    assert "dead" in [name for step in model._plan.steps for name in step.names]
+    assert [step.release for step in model._plan.steps if step.operation.name == "dead"] == [("dead",)]
 
 
 def test_outputs_can_be_inputs_and_constants(tmp_path: Path) -> None:
@@ -160,7 +179,7 @@ def test_outputs_can_be_inputs_and_constants(tmp_path: Path) -> None:
         constant = next(item.outputs[0].name for item in block.operations if item.type == "const")
         block.outputs.extend(["x", constant])
     model = ReferenceModel(path)
-    assert model.outputs == dict.fromkeys(["y", "x", constant], ("fp32", (4, 8)))
+    assert {name: (kind.dtype, kind.shape) for name, kind in model.outputs.items()} == dict.fromkeys(["y", "x", constant], ("fp32", (4, 8)))
     got = model.predict({"x": x})
     np.testing.assert_array_equal(got["y"], x + weight)
     np.testing.assert_array_equal(got["x"], x)
@@ -225,16 +244,42 @@ def test_inputs_are_left_as_they_were(two_inputs: ReferenceModel) -> None:
         np.testing.assert_array_equal(value, GOOD[name])
 
 
+def with_invented_types(path: Path, *types: str) -> Path:
+    """The package with operations of these types renamed to ones that nobody knows."""
+    with edited_specification(path) as specification:
+        for operation in main_block(specification).operations:
+            if operation.type in types:
+                operation.type = f"invented_{operation.type}"
+    return path
+
+
 def test_all_unsupported_operations_are_listed_at_load(tmp_path: Path) -> None:
     def build(x: Any) -> Any:
         return mb.cos(x=mb.relu(x=mb.sin(x=x, name="wave")), name="other"), mb.reduce_sum(x=x, axes=[0], name="total")
 
-    path = save_package(tmp_path, build, normal(2, 2))
-    with pytest.raises(PackageError, match="does not know yet") as error:
+    path = with_invented_types(save_package(tmp_path, build, normal(2, 2)), "sin", "cos", "reduce_sum")
+    with pytest.raises(PackageError, match="does not know") as error:
         ReferenceModel(path)
-    for part in ("sin (wave)", "cos (other)", "reduce_sum (total)"):
+    for part in ("invented_sin (wave)", "invented_cos (other)", "invented_reduce_sum (total)"):
         assert part in str(error.value)
     assert "relu" not in str(error.value)
+
+
+def test_unsupported_operations_within_a_loop_are_listed_with_their_place(tmp_path: Path) -> None:
+    def build(x: Any) -> Any:
+        return mb.while_loop(
+            _cond=lambda value: mb.less(x=mb.reduce_sum(x=value, axes=[0, 1], keep_dims=False), y=9.0),
+            _body=lambda value: mb.exp(x=value, name="grown"),
+            loop_vars=(x,),
+            name="loop",
+        )
+
+    path = save_package(tmp_path, build, normal(2, 2))
+    with edited_specification(path) as specification:
+        loop = next(operation for operation in main_block(specification).operations if operation.type == "while_loop")
+        next(operation for operation in loop.blocks[1].operations if operation.type == "exp").type = "invented_exp"
+    with pytest.raises(PackageError, match=r"invented_exp \(loop.*/grown\)"):
+        ReferenceModel(path)
 
 
 def test_a_long_list_of_unsupported_operations_is_cut_with_a_count(tmp_path: Path) -> None:
@@ -243,8 +288,8 @@ def test_a_long_list_of_unsupported_operations_is_cut_with_a_count(tmp_path: Pat
             x = mb.sin(x=x, name=f"wave{index}")
         return x
 
-    with pytest.raises(PackageError, match=r"sin \(wave19\) and 5 more$"):
-        ReferenceModel(save_package(tmp_path, build, normal(2, 2)))
+    with pytest.raises(PackageError, match=r"invented_sin \(wave19\) and 5 more$"):
+        ReferenceModel(with_invented_types(save_package(tmp_path, build, normal(2, 2)), "sin"))
 
 
 def test_unknown_and_missing_parameters_are_listed_at_load(tmp_path: Path) -> None:
@@ -269,7 +314,7 @@ def test_an_operation_that_fails_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def registered() -> Iterator[dict[str, Handler]]:
+def registered() -> Iterator[dict[str, list[Handler]]]:
     """The registry, as it was afterwards."""
     before = dict(HANDLERS)
     yield HANDLERS
@@ -277,7 +322,7 @@ def registered() -> Iterator[dict[str, Handler]]:
     HANDLERS.update(before)
 
 
-def test_an_operation_cannot_be_registered_twice(registered: dict[str, Handler]) -> None:
+def test_an_operation_cannot_be_registered_twice(registered: dict[str, list[Handler]]) -> None:
     def another(x: Tensor) -> Tensor:
         return x
 
@@ -308,21 +353,47 @@ def with_unknown_annotation(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [without_annotation, with_any_number, with_keywords, with_keyword_only, with_unknown_annotation])
-def test_a_parameter_of_no_known_form_is_refused_at_registration(registered: dict[str, Handler], function: Any) -> None:
+def test_a_parameter_of_no_known_form_is_refused_at_registration(registered: dict[str, list[Handler]], function: Any) -> None:
     with pytest.raises(TypeError, match=f"{function.__name__}: parameter (x|axes) has no form"):
         mil_op("invented")(function)
     assert "invented" not in registered
 
 
-def test_registration_reads_forms_and_required_parameters(registered: dict[str, Handler]) -> None:
+def test_registration_reads_forms_and_required_parameters(registered: dict[str, list[Handler]]) -> None:
     def invented(x: Tensor, axes: list[int], values: list[Tensor], mode: str = "", flag: bool = False) -> Tensor:
         return x
 
     mil_op("invented", "coined", moves=True)(invented)
-    assert registered["invented"] == registered["coined"]
-    assert registered["invented"].forms == {"x": "tensor", "axes": "ints", "values": "tensors", "mode": "str", "flag": "bool"}
-    assert registered["invented"].required == {"x", "axes", "values"}
-    assert registered["invented"].moves
+    (handler,) = registered["invented"]
+    assert registered["coined"] == [handler]
+    assert handler.forms == {"x": "tensor", "axes": "ints", "values": "tensors", "mode": "str", "flag": "bool"}
+    assert handler.required == {"x", "axes", "values"}
+    assert handler.moves
+
+
+def test_a_definition_changes_where_a_later_opset_registers_anew(registered: dict[str, list[Handler]]) -> None:
+    mil_op("invented", until="iOS16")(defined_first)
+    mil_op("invented", since="iOS17")(defined_later)
+    found = [find_handler("invented", opset) for opset in ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")]
+    assert [handler and handler.function for handler in found] == [
+        defined_first,
+        defined_first,
+        defined_later,
+        defined_later,
+        defined_later,
+    ]
+    with pytest.raises(TypeError, match="invented is registered twice"):
+        mil_op("invented", since="iOS16", until="iOS16")(defined_later)
+    with pytest.raises(TypeError, match="no opsets from iOS17 to iOS15"):
+        mil_op("backwards", since="iOS17", until="iOS15")(defined_later)
+
+
+def defined_first(x: Tensor) -> Tensor:
+    return x
+
+
+def defined_later(x: Tensor) -> Tensor:
+    return -x
 
 
 class Network(torch.nn.Module):
@@ -390,11 +461,9 @@ def test_a_whole_network_matches_torch_within_its_precision(network_package: Pat
     network, x = Network().eval(), normal(1, 4, 12)
     model = ReferenceModel(network_package)
     (got,) = model.predict({"in0": x}).values()
-    assert {kind.dtype for operation in model._function.operations for _name, kind in operation.outputs} == {
-        network_package.parent.name[:4]
-    }
+    assert {kind.dtype for operation in model.program.operations for _name, kind in operation.outputs} == {network_package.parent.name[:4]}
     with torch.no_grad():
         wanted = network(torch.from_numpy(x)).numpy()
-    half = model.inputs["in0"][0] == "fp16"
+    half = model.inputs["in0"].dtype == "fp16"
     np.testing.assert_allclose(got, wanted, atol=5e-3 if half else 2e-6)
     assert half == (not np.allclose(got, wanted, atol=2e-6))
