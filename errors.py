@@ -7,15 +7,19 @@ anything else is a bug and is reported as one. Messages say what is wrong, where
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """On one line; names out of files may hold anything, so what cannot be printed is escaped."""
+    text = " ".join(text.split())
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class RvcCoremlError(Exception):
     """Base of all errors raised by this package; `exit_code` is the process's exit status."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message on one line; names out of files may hold anything, so what cannot be printed is escaped."""
-        text = " ".join(super().__str__().split())
-        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return printable(super().__str__())
 
 
 class UsageError(RvcCoremlError):

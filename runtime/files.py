@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
+
+    Raises OutputError where something is at `path` already, an empty folder excepted.
+    """
+    temporary = path.absolute().parent / f".{secrets.token_hex(4)}"  # "." has no name of its own
+    with output_errors(path):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise FileExistsError(17, "it exists already; name a new folder, or an empty one")
+        temporary.mkdir()
+        try:
+            yield temporary
+            sync_tree(temporary)
+            if path.is_dir():
+                path.rmdir()
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
