@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import RvcCoremlError
+from ..errors import RvcCoremlError, printable
 
 if TYPE_CHECKING:
     from ..runtime.library import Component
 
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 JSON_HELP = "Print JSON on standard output and nothing else there."
+FUNCTION_HELP = "Function of a package that has several; its default one otherwise."
+NUMERICS_HELP = "declared, float32, float64 or ane (a stress test; ane:RULE,RULE applies some rules); reference executor."
+_BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 class Group(click.Group):
@@ -56,7 +61,37 @@ class Group(click.Group):
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(text)
+
+
+def parse_bytes(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """A size such as 500MB in bytes; a callback for options."""
+    if value is None:
+        return None
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
+    if matched is None or matched[2].upper() not in _BYTE_UNITS:
+        raise click.BadParameter(f"{value!r} is no size such as 500MB or 2GB")
+    size = float(matched[1]) * _BYTE_UNITS[matched[2].upper()]
+    if not math.isfinite(size):
+        raise click.BadParameter("it is beyond any machine's memory")
+    return int(size)
+
+
+def parse_seconds(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """A time above zero; a callback for options."""
+    if value is not None and not value > 0:
+        raise click.BadParameter(f"{value:g} is no time above zero")
+    return value
+
+
+def memory_limit_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    help_text = "Most memory the values may take, such as 2GB (reference executor)."
+    return click.option("--memory-limit", metavar="BYTES", callback=parse_bytes, help=help_text)(function)
+
+
+def time_limit_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    help_text = "Stop after so long (reference executor)."
+    return click.option("--time-limit", metavar="SECONDS", type=float, callback=parse_seconds, help=help_text)(function)
 
 
 def note(text: str) -> None:

@@ -18,6 +18,8 @@ COMMANDS = {
     "infer": "infer",
     "validate": "validate",
     "run": "run",
+    "inspect": "inspect_package",
+    "compare": "compare",
     "list": "list_library",
     "doctor": "doctor",
 }
@@ -26,6 +28,8 @@ SUMMARIES = {
     "infer": "Convert speech or singing into a voice of a library.",
     "validate": "Check every package of a library against PyTorch.",
     "run": "Run any ML Program package on inputs from a file.",
+    "inspect": "Show what a package takes, gives, holds and computes.",
+    "compare": "Find the operation where two executions of a package part.",
     "list": "List the content encoder and the voices of a model library.",
     "doctor": "Show versions, devices, and what works on this machine.",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -25,10 +24,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from click.testing import CliRunner, Result
-from rvc_coreml.cli import main
 from rvc_coreml.runtime.library import Library
 from support.checkpoints import small_config, voice_content, voice_state, write_small_hubert, write_voice
+from support.cli import one_sentence, rvc, tree, unchanged, usage_error
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -44,43 +42,6 @@ class Calls:
 
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, (self.command,)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every path below, with the hash of what it holds."""
-    found = {}
-    for item in sorted(folder.rglob("*")):
-        name = str(item.relative_to(folder))
-        found[name] = hashlib.sha256(item.read_bytes()).hexdigest() if item.is_file() else "folder"
-    return found
-
-
-def rvc(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def one_sentence(result: Result, codes: tuple[int, ...] = (1, 2)) -> str:
-    """The single line of an error, after checking that it is one and that nothing else was said."""
-    lines = result.stderr.strip().splitlines()
-    assert result.exit_code in codes, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("rvc-coreml: ")
-    assert "a fault in rvc-coreml itself" not in lines[0]
-    assert len(lines[0]) > len("rvc-coreml: ") + 15
-    assert result.stdout == ""
-    return lines[0]
-
-
-def usage_error(result: Result) -> str:
-    """Click's own complaint: usage, hint, and a last line that says what is wrong."""
-    lines = result.stderr.strip().splitlines()
-    assert result.exit_code == 2
-    assert lines[0].startswith("Usage: ")
-    assert lines[-1].startswith("Error: ")
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    return lines[-1]
 
 
 @pytest.fixture
@@ -109,14 +70,6 @@ def tone(samples: int, channels: int = 1) -> np.ndarray:
     return (
         wave.astype(np.float32) if channels == 1 else np.stack([wave * (1 + i) / channels for i in range(channels)], 1).astype(np.float32)
     )
-
-
-@contextmanager
-def unchanged(*folders: Path) -> Iterator[None]:
-    before = [tree(folder) for folder in folders]
-    yield
-    for folder, was in zip(folders, before, strict=True):
-        assert tree(folder) == was
 
 
 # ---------------------------------------------------------------- checkpoints
