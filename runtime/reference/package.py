@@ -1,6 +1,7 @@
 """The files of an `.mlpackage`: which one is the model, and that every path stays inside the package.
 
-A bare `.mlmodel` file can hold an ML Program too, one without weights in a file of their own.
+A bare `.mlmodel` file can hold an ML Program too, one without weights in a file of their own, and so can a compiled
+`.mlmodelc` folder, as text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from google.protobuf.message import DecodeError
 
 from ...coremltools_import import Model_pb2
 from ...errors import PackageError
+from .compiled import read_compiled
 
+COMPILED_HEADER = "coremldata.bin"  # in every .mlmodelc folder
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_SPECIFICATION_BYTES = 1 << 30  # weights lie in their own file; a larger specification is damaged
 
@@ -37,8 +40,8 @@ def open_package(path: str | Path) -> Package:
             raise PackageError(f"{path} does not exist")
         if path.suffix == ".mlmodel" and path.is_file():
             return Package(path, _specification(path), None)
-        if path.is_dir() and (path / "coremldata.bin").exists():
-            raise PackageError(f"{path} is a compiled model (.mlmodelc), which only Core ML can read: open the .mlpackage it was made from")
+        if path.is_dir() and ((path / COMPILED_HEADER).exists() or (path / "model.mil").exists()):
+            return Package(path, read_compiled(path), path)
         if not path.is_dir() or not manifest.is_file():
             raise PackageError(f"{path} is not an .mlpackage (a folder with a Manifest.json)")
     except (OSError, ValueError) as error:

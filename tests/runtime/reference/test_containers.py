@@ -43,14 +43,6 @@ def write_model(specification: Any, path: Path) -> Path:
     return path
 
 
-def test_a_compiled_model_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "voice.mlmodelc"
-    path.mkdir()
-    (path / "coremldata.bin").write_bytes(b"\0" * 64)
-    (path / "model.mil").write_text("program(1.0) {}")
-    refused(path, "is a compiled model (.mlmodelc)", "open the .mlpackage it was made from")
-
-
 @pytest.mark.parametrize("name", ["voice.mlpackage", "voice.mlmodelc"])
 def test_a_folder_that_is_no_package_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
