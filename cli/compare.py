@@ -12,7 +12,8 @@ from ..errors import UsageError, printable
 from .common import FUNCTION_HELP, JSON_HELP, memory_limit_option, print_json, progress_bar, table, time_limit_option
 
 if TYPE_CHECKING:
-    from ..runtime.reference.compare import Difference, Divergence, Source
+    from ..runtime.reference.compare import Difference, Divergence
+    from ..runtime.reference.values import Source
 
 SIDE_HELP = "A numerics policy, another .mlpackage (run as declared), or recorded values (.npz, or a folder of 'run --intermediates')."
 
@@ -93,8 +94,8 @@ def command(
 
 def _source(side: str, package: Path, function: str | None, arrays: dict[str, Any], limits: dict[str, Any]) -> Source:
     from ..runtime.reference import ReferenceModel
-    from ..runtime.reference.compare import Execution, Recording
     from ..runtime.reference.numerics import POLICIES
+    from ..runtime.reference.values import Execution, Recording
 
     if side.partition(":")[0] in POLICIES:
         return Execution(ReferenceModel(package, function, side, **limits), arrays)

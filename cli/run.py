@@ -78,7 +78,7 @@ def command(
     if intermediates is None:
         outputs = model.predict(arrays, model.make_state() if model.states else None)
     elif isinstance(model, ReferenceModel):
-        from ..runtime.reference.compare import Execution, write_intermediates
+        from ..runtime.reference.values import Execution, write_intermediates
 
         execution = Execution(model, arrays)
         with atomic_folder(intermediates) as folder:

@@ -1,95 +1,28 @@
 """Where two executions of a program part: which operation diverges first, and which values agree worst.
 
-Two things are kept apart. A source hands out values by their place in the program, in order: an execution of a package
-under some policy, or tensors recorded by an earlier run. The comparison walks two sources at once, pairs values by
-their place and measures each pair; it holds a value only until its partner has come.
-
-Values pair by their own name or, where the other side has none of that name, by their operation's name and type.
-Half-precision conversion appends `_cast_fp16` and the like to names, and renames some results; so two conversions of
-one network can be compared all the same.
+Three things are kept apart: `values` knows who can hand out a value, `agreement_db` how two values compare, and
+`compare_values` in which order they are looked at. It walks two sources at once, pairs values by their own name or,
+where the other side has none of that name, by their operation's name and type, and holds a value only until its
+partner has come.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from ...errors import PackageError, UsageError
+from ...errors import PackageError
 from ...golden_outputs.metrics import snr_db
-from .executor import Executed, ModelState, ReferenceModel
-from .program import all_operations
+from .values import RECORDED, Source, Value, plain_name
 
 THRESHOLD_DB = 30.0  # below it a stage is not usable, golden_outputs.thresholds
 WORST = 10
-INDEX_FILE = "index.json"
-RECORDED = "recorded"  # stands for an operation's type where only its values are known
-MAX_RECORDED_BYTES = 8 << 30  # one value
 NO_VARIATION = 1e-6  # a range below this share of the largest value is float32's rounding
-_PRECISION_SUFFIX = re.compile(r"(_cast_fp(16|32)|_to_fp(16|32))+$")
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
-
-Origin = tuple[str, str]
-
-
-class Source(Protocol):
-    """Hands out values in program order.
-
-    `names` are the plain names of all that may come, `origins` the plain names and types of their operations.
-    """
-
-    names: frozenset[str]
-    origins: frozenset[Origin]
-
-    def __iter__(self) -> Iterator[Value]: ...
-
-
-@dataclass(frozen=True)
-class Value:
-    """One result: where in the program, what computed it, what it is called and from which values it was made.
-
-    `scope` names the loops around it, each with its round (`loop[2]/`); it is empty in the program's main block.
-    `source` is the operation's name and `operation` its type.
-    """
-
-    scope: str
-    source: str
-    operation: str
-    name: str
-    array: np.ndarray
-    parents: tuple[str, ...] = ()
-
-    @property
-    def origin(self) -> Origin:
-        return plain_name(self.source), self.operation
-
-    def key(self, other: Source) -> tuple[str, ...] | None:
-        """What it shares with its partner among another source's values; None where it has none."""
-        if plain_name(self.name) in other.names:
-            return self.scope, plain_name(self.name)
-        if self.operation != "cast" and self.origin in other.origins:  # casts are numbered, and precision adds some
-            return self.scope, *self.origin
-        return None
 
 
 @dataclass(frozen=True)
@@ -155,85 +88,6 @@ class Divergence:
             "worst": [item.as_dict() for item in self.worst],
             "curve": [{key: item[key] for key in ("name", "snr_db", "exact")} for item in map(Difference.as_dict, self.differences)],
         }
-
-
-class Execution:
-    """A package run on some inputs, as a source of values. `outputs` has its outputs once all values were handed out."""
-
-    def __init__(self, model: ReferenceModel, inputs: Mapping[str, Any]) -> None:
-        self.model, self.inputs = model, inputs
-        self.outputs: dict[str, Any] = {}
-        operations = list(all_operations(model.program))
-        self.names = frozenset(plain_name(name) for operation in operations for name, _kind in operation.outputs)
-        self.origins = frozenset((plain_name(operation.name), operation.type) for operation in operations)
-
-    def __iter__(self) -> Iterator[Value]:
-        state: ModelState | None = self.model.make_state() if self.model.states else None
-        run = self.model.trace(self.inputs, state)
-        while True:
-            try:
-                executed = next(run)
-            except StopIteration as finished:
-                self.outputs = finished.value
-                return
-            yield from values_of(executed)
-            del executed  # it holds the values
-
-
-def values_of(executed: Executed) -> Iterator[Value]:
-    """The tensors among an operation's results, as arrays."""
-    operation = executed.step.operation
-    parents = tuple(binding for bindings in operation.inputs.values() for binding in bindings if isinstance(binding, str))
-    scope = executed.place.removesuffix(operation.name)
-    for name, result in executed.results.items():
-        if isinstance(result, Tensor):
-            yield Value(scope, operation.name, operation.type, name, result.numpy(), parents)
-
-
-class Recording:
-    """Values in an .npz file by name, or in a folder that `write_intermediates` made; read one at a time.
-
-    Raises UsageError for anything else, here or when an array that cannot be read is reached.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            if path.is_dir():
-                index = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))
-                fields = ("scope", "source", "operation", "name")
-                self._entries = [(*(str(item[field]) for field in fields), self._loader(item)) for item in index["values"]]
-            else:
-                archive = np.load(path, allow_pickle=False)
-                self._entries = [("", name, RECORDED, name, lambda name=name: _from_archive(archive, name)) for name in archive.files]
-        except (*_UNREADABLE, RecursionError) as error:
-            raise UsageError(f"{path} holds no recorded values (an .npz file, or a folder from 'run --intermediates')") from error
-        self.names = frozenset(plain_name(name) for _scope, _source, _operation, name, _load in self._entries)
-        self.origins = frozenset((plain_name(source), operation) for _scope, source, operation, _name, _load in self._entries)
-
-    def _loader(self, item: Mapping[str, Any]) -> Callable[[], np.ndarray]:
-        file = self.path / str(item["file"])
-        if not file.resolve().is_relative_to(self.path.resolve()):
-            raise UsageError(f"{self.path / INDEX_FILE} points outside its folder ({item['file']})")
-        return lambda: np.load(file, allow_pickle=False)
-
-    def __iter__(self) -> Iterator[Value]:
-        for scope, source, operation, name, load in self._entries:
-            try:
-                array = load()
-                if array.dtype.kind not in "fiub":
-                    raise ValueError(f"it holds {array.dtype}, not numbers")
-            except _UNREADABLE as error:
-                raise UsageError(f"{self.path}: the recorded value {name} cannot be read ({error})") from error
-            yield Value(scope, source, operation, name, array)
-
-
-def _from_archive(archive: Any, name: str) -> np.ndarray:
-    """Raises ValueError for what would unpack to more than any value takes."""
-    size = max((entry.file_size for entry in archive.zip.infolist() if entry.filename.removesuffix(".npy") == name), default=0)
-    if size > MAX_RECORDED_BYTES:
-        raise ValueError(f"it claims to unpack to {size} bytes")
-    return archive[name]
 
 
 @dataclass(frozen=True)
@@ -318,11 +172,6 @@ class _Walk:
                 self.unpaired[side] += 1
 
 
-def plain_name(name: str) -> str:
-    """A name without what precision conversion appends to it."""
-    return _PRECISION_SUFFIX.sub("", name)
-
-
 def _measured(order: int, ours: Value, theirs: Value) -> _Pair:
     got, wanted = ours.array.astype(np.float64).ravel(), theirs.array.astype(np.float64).ravel()
     with np.errstate(invalid="ignore"):
@@ -392,27 +241,3 @@ def module_map(package: Path) -> dict[str, str]:
         return {str(operation): str(module) for operation, module in read.items()}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-
-
-def write_intermediates(values: Iterable[Value], folder: Path) -> int:
-    """Every value as a numbered .npy file in an existing empty folder, with an index; how many there were.
-
-    File names are numbers, because names in a package can be anything.
-    """
-    entries = []
-    for number, value in enumerate(values):
-        file = f"{number:05d}.npy"
-        np.save(folder / file, value.array, allow_pickle=False)
-        entries.append(
-            {
-                "file": file,
-                "scope": value.scope,
-                "source": value.source,
-                "operation": value.operation,
-                "name": value.name,
-                "dtype": value.array.dtype.name,
-                "shape": list(value.array.shape),
-            }
-        )
-    (folder / INDEX_FILE).write_text(json.dumps({"values": entries}, indent=1), encoding="utf-8")
-    return len(entries)

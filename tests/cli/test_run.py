@@ -15,7 +15,7 @@ import pytest
 import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own documentation calls it so
 from rvc_coreml.runtime import packages
-from rvc_coreml.runtime.reference import compare
+from rvc_coreml.runtime.reference import values
 from support.cli import one_sentence, rvc, unchanged, usage_error
 from support.coreml import StandIn, coreml
 from support.networks import convert_torch
@@ -247,7 +247,7 @@ def test_a_failure_while_writing_leaves_nothing(package: Path, monkeypatch: pyte
             raise failure
         save(path, *arguments, **options)
 
-    monkeypatch.setattr(compare.np, "save", failing)
+    monkeypatch.setattr(values.np, "save", failing)
     with unchanged(package.parent):
         result = run(package, "--intermediates", package.parent / "values")
     assert result.exit_code == (1 if isinstance(failure, OSError) else 130)

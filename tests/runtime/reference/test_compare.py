@@ -17,18 +17,8 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own doc
 from rvc_coreml.errors import PackageError, UsageError
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.reference import ReferenceModel
-from rvc_coreml.runtime.reference.compare import (
-    INDEX_FILE,
-    Divergence,
-    Execution,
-    Recording,
-    Value,
-    agreement_db,
-    compare_values,
-    module_map,
-    plain_name,
-    write_intermediates,
-)
+from rvc_coreml.runtime.reference.compare import Divergence, agreement_db, compare_values, module_map
+from rvc_coreml.runtime.reference.values import INDEX_FILE, Execution, Recording, Value, plain_name, write_intermediates
 from safetensors.numpy import load_file
 from support.damage import largest_weight
 from support.programs import build_program, convert_module, convert_program, normal, write_program
