@@ -26,6 +26,7 @@ def command(package: Path, as_json: bool) -> None:
     Example:
       rvc-coreml inspect decoder.mlpackage
     """
+    from ..runtime.reference.limits import shown_bytes
     from ..runtime.reference.summary import summarize
 
     summary = summarize(package)
@@ -37,7 +38,7 @@ def command(package: Path, as_json: bool) -> None:
     for heading, text in described.items():
         if text:
             click.echo(f"  {heading}: {printable(text)}")
-    click.echo(f"  weight files: {summary.weight_bytes / 1e6:.1f} MB")
+    click.echo(f"  weight files: {shown_bytes(summary.weight_bytes)}")
     for index, function in enumerate(summary.functions):
         _show(function, default=index == 0 and len(summary.functions) > 1)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 
 HASH_BLOCK = 1 << 20
 
@@ -64,12 +64,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary sibling folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
-    Raises OutputError where something is at `path` already, an empty folder excepted.
+    Raises UsageError where something is at `path` already, an empty folder excepted.
     """
     temporary = path.absolute().parent / f".{secrets.token_hex(4)}"  # "." has no name of its own
     with output_errors(path):
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(17, "it exists already; name a new folder, or an empty one")
+            raise UsageError(f"{path} exists already; name a new folder, or an empty one")
         temporary.mkdir()
         try:
             yield temporary

@@ -18,6 +18,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from rvc_coreml.errors import PackageError
 from rvc_coreml.runtime.memory import peak_memory
 from rvc_coreml.runtime.reference import ReferenceModel
 from rvc_coreml.runtime.reference.registry import HANDLERS
+from rvc_coreml.runtime.reference.summary import summarize
 
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
@@ -198,6 +200,7 @@ def run_case(seeds: list[Path], scratch: Path, case: int) -> tuple[str, str]:
     except DecodeError:
         parsed = False
     try:
+        summarize(package)
         loaded = ReferenceModel(package, time_limit=TIME_LIMIT)
         inputs = {}
         for name, feature in loaded.inputs.items():
@@ -229,6 +232,7 @@ class Worker:
     process: Any
     connection: Any
     case: int = -1
+    since: float = 0.0
 
 
 def start(seeds: list[Path]) -> Worker:
@@ -253,8 +257,8 @@ def fuzz(seeds: list[Path], cases: range) -> tuple[Counter[str], list[str], int]
     for worker in [start(seeds) for _ in range(WORKERS)]:
         give(worker, remaining, busy)
     while busy:
-        ready = wait([worker.connection for worker in busy], timeout=SECONDS)
-        late = [] if ready else list(busy)
+        ready = wait([worker.connection for worker in busy], timeout=1)
+        late = [worker for worker in busy if worker.connection not in ready and time.monotonic() - worker.since > SECONDS]
         for worker in [worker for worker in busy if worker.connection in ready] + late:
             busy.remove(worker)
             try:
@@ -281,7 +285,7 @@ def fuzz(seeds: list[Path], cases: range) -> tuple[Counter[str], list[str], int]
 
 def give(worker: Worker, remaining: Any, busy: list[Worker]) -> None:
     """The next case to a worker, or its dismissal."""
-    worker.case = next(remaining, -1)
+    worker.case, worker.since = next(remaining, -1), time.monotonic()
     worker.connection.send(worker.case if worker.case >= 0 else None)
     if worker.case >= 0:
         busy.append(worker)

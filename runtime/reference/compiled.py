@@ -26,11 +26,15 @@ from ...coremltools_import import MIL_pb2, Model_pb2
 from ...errors import PackageError
 
 MAX_TEXT_BYTES = 1 << 28
+MAX_IMMEDIATE_VALUES = 1 << 24  # values written into the text; larger arrays lie in the weight file
 MAX_DEPTH = 50
 _TOKEN = re.compile(
     r"""\s*(?:
-        (?P<string>"(?:[^"\\]|\\.)*")
-      | (?P<number>[-+]?(?:0[xX][0-9a-fA-F]*\.?[0-9a-fA-F]*(?:[pP][-+]?\d+)?|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|inf(?:inity)?\b|nan\b))
+        (?P<string>"[^"\\]*(?:\\.[^"\\]*)*")
+      | (?P<number>[-+]?(?:
+            0[xX][0-9a-fA-F]*\.?[0-9a-fA-F]*(?:[pP][-+]?\d+)?
+          | (?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?
+          | (?:inf(?:inity)?|nan)(?![\w.:$-])))
       | (?P<arrow>->)
       | (?P<word>[A-Za-z_][A-Za-z0-9_.:$-]*)
       | (?P<mark>[()\[\]{}<>,;=?])
@@ -71,6 +75,8 @@ def read_compiled(folder: Path) -> Message:
     text = folder / "model.mil"
     if not text.is_file():
         raise PackageError(f"{folder} is a compiled model that is no ML Program: open the package that it was made from")
+    if not text.resolve().is_relative_to(folder.resolve()):
+        raise PackageError(f"{text} points outside the model: it was not opened")
     try:
         if text.stat().st_size > MAX_TEXT_BYTES:
             raise PackageError(f"{text} is larger than any program")
@@ -143,7 +149,10 @@ class _Parser:
 
     def function(self, program: Message) -> None:
         self.take("func")
-        function = program.functions[self.word()]
+        name = self.word()
+        if name in program.functions:
+            self.fail("a function of another name")
+        function = program.functions[name]
         self.take("<")
         opset = self.word()
         function.opset = _OPSETS.get(opset, opset)
@@ -182,20 +191,22 @@ class _Parser:
         self.take("(")
         while not self.found(")"):
             parameter = self.word()
+            if parameter in operation.inputs:
+                self.fail("another parameter")
             self.take("=")
             self.argument(operation.inputs[parameter], parenthesised=self.found("("))
             self.found(",")
-        if self.text == "{" or (self.text == "(" and self.kind == "mark"):
-            raise PackageError(
-                f"{self.path}: {operation.type} has nested blocks, which are not read from compiled models: open the package"
-            )
+        self.refuse_blocks(operation)
         if self.text == "[":
             self.attributes(operation)
-        if self.text == "{":
-            raise PackageError(
-                f"{self.path}: {operation.type} has nested blocks, which are not read from compiled models: open the package"
-            )
+        self.refuse_blocks(operation)
         self.take(";")
+
+    def refuse_blocks(self, operation: Message) -> None:
+        if self.kind == "mark" and self.text in ("{", "("):
+            raise PackageError(
+                f"{self.path}: {operation.type} has nested blocks, which are not read from compiled models; open the package"
+            )
 
     def argument(self, argument: Message, parenthesised: bool) -> None:
         """A name or a value, or several in parentheses."""
@@ -215,6 +226,8 @@ class _Parser:
         self.take("[")
         while not self.found("]"):
             name = self.word()
+            if operation is not None and name in operation.attributes:
+                self.fail("another attribute")
             self.take("=")
             self.value(operation.attributes[name] if operation is not None else MIL_pb2.Value())
             self.found(",")
@@ -269,38 +282,38 @@ class _Parser:
         if self.found("?"):
             dimension.unknown.variadic = False
             return
-        if self.kind != "number" or not self.text.isdigit() or int(self.text) >= 1 << 63:
+        if self.kind != "number" or not self.text.isdigit() or len(self.text) > 19 or int(self.text) >= 1 << 63:
             self.fail("an axis' size")
         dimension.constant.size = int(self.advance())
 
-    def value(self, value: Message) -> None:
+    def value(self, value: Message, depth: int = 0) -> None:
         """A type and its value in parentheses."""
-        self.type(value.type, 0)
+        self.type(value.type, depth)
         self.take("(")
         which = value.type.WhichOneof("type")
         if self.text == "BLOBFILE" and self.kind == "word":
-            self.blob(value.blobFileValue)
+            self.blob(value.blobFileValue, depth + 1)
         elif which == "tensorType":
             self.tensor(value)
         elif which == "listType":
             self.take("[")
             value.immediateValue.list.SetInParent()
             while not self.found("]"):
-                self.element(value.immediateValue.list.values.add(), value.type.listType.type)
+                self.element(value.immediateValue.list.values.add(), value.type.listType.type, depth + 1)
                 self.found(",")
         else:
             self.skip_braces()
         self.take(")")
 
-    def element(self, value: Message, kind: Message) -> None:
+    def element(self, value: Message, kind: Message, depth: int) -> None:
         """An element of a list, with or without its own type."""
         if self.is_type():
-            self.value(value)
+            self.value(value, depth)
         else:
             value.type.CopyFrom(kind)
             self.tensor(value)
 
-    def blob(self, blob: Message) -> None:
+    def blob(self, blob: Message, depth: int) -> None:
         self.take("BLOBFILE")
         self.take("(")
         fields: dict[str, Message] = {}
@@ -308,7 +321,7 @@ class _Parser:
             name = self.word()
             self.take("=")
             fields[name] = MIL_pb2.Value()
-            self.value(fields[name])
+            self.value(fields[name], depth)
             self.found(",")
         path = fields["path"].immediateValue.tensor.strings.values if "path" in fields else []
         offset = fields["offset"].immediateValue.tensor if "offset" in fields else None
@@ -347,6 +360,8 @@ class _Parser:
                 continue
             else:
                 items.append(self.scalar(dtype))
+                if len(items) > MAX_IMMEDIATE_VALUES:
+                    self.fail("fewer values")
             if depth == 0:
                 break
         tensor = value.immediateValue.tensor

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import PackageError
 from . import ops
 from .features import Feature, check_enumeration, check_names, converted, read_features, read_input, read_numbers
-from .limits import AllocationGuard, check_declared, declared_bytes, default_memory_limit, live_bytes, shown_bytes, shown_limit
+from .limits import AllocationGuard, Holdings, check_declared, declared_bytes, default_memory_limit, shown_bytes, shown_limit
 from .numerics import Numerics, find_numerics
 from .package import open_package
 from .plan import PreparedBlock, Step, prepare, refuse_unsupported
@@ -84,8 +84,8 @@ class _Run:
     generator: torch.Generator
     deadline: float
     guard: AllocationGuard | None
+    held: Holdings
     places: list[str] = field(default_factory=list)
-    kept: list[dict[str, Any]] = field(default_factory=list)
 
 
 class ReferenceModel:
@@ -127,11 +127,10 @@ class ReferenceModel:
         self._output_types = {name: types[name] for name in self.program.outputs}
         self._package_bytes = sum(file.size for file in files.values()) + package.specification.ByteSize()
         self._memory_limit = memory_limit
-        self._set_up_values: dict[str, Any] = {}  # while loading
+        self._set_up_held = Holdings()
         try:
             check_declared(self.program, self.memory_limit(sum(declared_bytes(kind) for kind in self.program.inputs.values())))
-            self._plan = prepare(self.program, self.numerics, self._set_up)
-            self._set_up_values.clear()
+            self._plan = prepare(self.program, self.numerics, self._set_up, self.memory_limit(0))
         except PackageError as error:
             text = str(error)
             raise PackageError(text if text.startswith(f"{self.path}: ") else f"{self.path}: {text}") from error
@@ -158,8 +157,9 @@ class ReferenceModel:
         """Run the program on a dict of arrays by input name; a list of dicts gives a list of results.
 
         Arrays may be anything numpy reads; images may be (height, width, channels), PIL images among them. Outputs
-        are arrays of their declared type under every policy; `trace` hands out what was computed. Raises PackageError
-        where a name, a shape or a type does not fit.
+        are arrays of their declared type under every policy; `trace` hands out what was computed. Image outputs
+        are the program's own (1, channels, height, width) values, not pictures. Raises PackageError where a name, a
+        shape or a type does not fit.
         """
         if isinstance(data, list):
             if state is not None:
@@ -183,10 +183,13 @@ class ReferenceModel:
         """
         values = self._inputs(data, state)
         shapes = tuple(tuple(value.shape) for value in values.values() if isinstance(value, Tensor))
+        given = Holdings()
+        for value in values.values():
+            given.add(value)
         watched = self._plan.depends_on_values or shapes not in self._checked
         generator = torch.Generator().manual_seed(self.seed)
         deadline = time.monotonic() + self.time_limit if self.time_limit is not None else float("inf")
-        run = _Run(generator, deadline, AllocationGuard(self.memory_limit(live_bytes(values.values()))) if watched else None)
+        run = _Run(generator, deadline, AllocationGuard(self.memory_limit(given.total)) if watched else None, Holdings())
         for step in self._plan.set_up if constants else ():
             yield Executed(step.operation.name, step, dict(zip(step.names, self._compute(step, {}, run), strict=True)))
         found = yield from self._block(self._plan, values, run)
@@ -217,7 +220,9 @@ class ReferenceModel:
         return torch.from_numpy(array).to(self.numerics.storage(feature.dtype))
 
     def _block(self, block: PreparedBlock, values: dict[str, Any], run: _Run) -> Generator[Executed, None, list[Any]]:
-        run.kept.append(values)
+        held = {name: values[name] for name in block.inputs} if run.guard else {}
+        for value in held.values():
+            run.held.add(value)
         for step in block.steps:
             self._check_time(step, run)
             if step.walks:
@@ -226,12 +231,19 @@ class ReferenceModel:
                 results = self._compute(step, values, run)
             named = dict(zip(step.names, results, strict=True))
             values.update(named)
+            if run.guard:
+                held.update(named)
+                for value in results:
+                    run.held.add(value)
             yield Executed("".join(run.places) + step.operation.name, step, named)
             del results, named
             for name in step.release:
                 del values[name]
-        run.kept.pop()
-        return [values[name] if name in values else block.fixed[name] for name in block.outputs]
+                if run.guard:
+                    run.held.drop(held.pop(name))
+        for value in held.values():
+            run.held.drop(value)
+        return [block.fixed[name] if name in block.fixed else values[name] for name in block.outputs]
 
     def _check_time(self, step: Step, run: _Run) -> None:
         if time.monotonic() > run.deadline:
@@ -261,14 +273,15 @@ class ReferenceModel:
     @torch.no_grad()
     def _set_up(self, step: Step) -> Results:
         """What a constant operation gives, at load."""
-        run = _Run(torch.Generator(), float("inf"), AllocationGuard(self.memory_limit(0)), kept=[self._set_up_values])
+        run = _Run(torch.Generator(), float("inf"), AllocationGuard(self.memory_limit(0)), self._set_up_held)
         results = self._compute(step, {}, run)
-        self._set_up_values |= zip(step.names, results, strict=True)
+        for value in results:
+            run.held.add(value)
         return results
 
     def _compute(self, step: Step, values: Mapping[str, Any], run: _Run) -> Results:
         if run.guard is not None:
-            run.guard.held = live_bytes(value for scope in run.kept for value in scope.values())
+            run.guard.held = run.held.total
         with self._located(step), run.guard or nullcontext():
             arguments = {name: get(values) for name, get in step.arguments.items()}
             injected = {name: run.generator if form == "generator" else step.declared for name, form in step.injected.items()}

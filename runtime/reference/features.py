@@ -283,7 +283,7 @@ def _filled(feature: Feature, memory_limit: int) -> np.ndarray:
     size = declared_bytes(TensorType(feature.dtype, shape))
     if size > memory_limit:
         raise PackageError(f"has a default of {shown_bytes(size)}; {shown_limit(memory_limit)}")
-    return np.full(shape, np.float64(feature.fill or 0))
+    return np.broadcast_to(np.float64(feature.fill or 0), shape)
 
 
 def _array(value: Any, feature: Feature) -> np.ndarray:

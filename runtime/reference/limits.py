@@ -7,8 +7,9 @@ to allocate, from its result's shape computed without values; and what torch fai
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,37 @@ def declared_bytes(kind: ValueType) -> int:
     return (tensor.count or 0) * DTYPES[tensor.dtype][0].itemsize
 
 
-def live_bytes(values: Iterable[Any]) -> int:
-    """Memory behind these values, those of lists and states too, each storage counted once."""
-    storages = {}
-    for value in values:
-        for leaf in value if isinstance(value, list) else (value.value if isinstance(value, State) else value,):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+class Holdings:
+    """Memory behind the values at hand, those of lists and states too; a storage counts once, whatever shares it."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._storages: dict[int, tuple[int, int]] = {}  # address -> bytes, and how many values use it
+
+    def add(self, value: Any) -> None:
+        for address, size in _storages(value):
+            held, users = self._storages.get(address, (size, 0))
+            self._storages[address] = (held, users + 1)
+            self.total += held if users == 0 else 0
+
+    def drop(self, value: Any) -> None:
+        """What was added before."""
+        for address, _size in _storages(value):
+            held, users = self._storages.pop(address, (0, 1))
+            if users > 1:
+                self._storages[address] = (held, users - 1)
+            else:
+                self.total -= held
+
+
+def _storages(value: Any) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of a value's tensors; a state stands for itself, since its tensor is exchanged."""
+    if isinstance(value, State):
+        yield id(value), value.value.nbytes
+    for leaf in value if isinstance(value, list) else (value,):
+        if isinstance(leaf, Tensor):
+            storage = leaf.untyped_storage()
+            yield storage.data_ptr(), storage.nbytes()
 
 
 class AllocationGuard(TorchDispatchMode):
@@ -97,10 +120,30 @@ class AllocationGuard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        size = _result_bytes(func, args, kwargs)
+        size = _result_bytes(func, args, kwargs) + _workspace_bytes(func, args)
         if self.held + size > self.limit:
             raise PackageError(f"{shown_bytes(size)} would be needed beside {shown_bytes(self.held)} in use; {shown_limit(self.limit)}")
         return func(*args, **kwargs)
+
+
+def _workspace_bytes(func: Any, args: tuple[Any, ...]) -> int:
+    """What a float64 convolution spreads its input to beside its result: for every output the inputs that it sums.
+
+    Other convolutions run in a library that does without.
+    """
+    if func is not torch.ops.aten.convolution.default or args[0].dtype != torch.float64:
+        return 0
+    x, weight, transposed = args[0], args[1], args[6]
+    columns = math.prod(weight.shape[1:])
+    if transposed:
+        return columns * math.prod(x.shape[2:]) * x.itemsize
+    with contextlib.suppress(RuntimeError, ZeroDivisionError):
+        sizes = [
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, pad, dilation in zip(x.shape[2:], weight.shape[2:], args[3], args[4], args[5], strict=False)
+        ]
+        return columns * math.prod(max(size, 0) for size in sizes) * x.itemsize
+    return 0
 
 
 def _result_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -112,13 +155,15 @@ def _result_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
     leaves, structure = tree_flatten((args, kwargs))
     key = (func, str(structure), *(_signature(leaf) for leaf in leaves))
     try:
-        if key not in _known:
-            if len(_known) >= _MOST_KNOWN:
-                _known.clear()
-            _known[key] = _computed_bytes(func, args, kwargs)
-        return _known[key]
+        known = _known.get(key)
     except TypeError:  # an argument that cannot be a key
         return _computed_bytes(func, args, kwargs)
+    if known is None:
+        known = _computed_bytes(func, args, kwargs)
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = known
+    return known
 
 
 _known: dict[tuple[Any, ...], int] = {}  # a loop calls the same kernels on the same shapes again and again
@@ -127,7 +172,9 @@ _MOST_KNOWN = 10_000
 
 def _signature(leaf: Any) -> Any:
     """What decides over a result's size; 1 and 1.0 and True are told apart, for they lead to different types."""
-    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype
+    return type(leaf) if isinstance(leaf, torch.Generator) else (type(leaf), leaf)
 
 
 def _computed_bytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -36,16 +36,20 @@ def open_package(path: str | Path) -> Package:
     path = Path(path)
     manifest = path / "Manifest.json"
     try:
-        if not path.exists():
-            raise PackageError(f"{path} does not exist")
-        if path.suffix == ".mlmodel" and path.is_file():
-            return Package(path, _specification(path), None)
-        if path.is_dir() and ((path / COMPILED_HEADER).exists() or (path / "model.mil").exists()):
-            return Package(path, read_compiled(path), path)
-        if not path.is_dir() or not manifest.is_file():
-            raise PackageError(f"{path} is not an .mlpackage (a folder with a Manifest.json)")
+        present, folder = path.exists(), path.is_dir()
+        bare = path.suffix == ".mlmodel" and path.is_file()
+        compiled = folder and ((path / COMPILED_HEADER).exists() or (path / "model.mil").exists())
+        packaged = folder and manifest.is_file()
     except (OSError, ValueError) as error:
         raise PackageError(f"{path} cannot be a file's name") from error
+    if not present:
+        raise PackageError(f"{path} does not exist")
+    if bare:
+        return Package(path, _specification(path), None)
+    if compiled:
+        return Package(path, read_compiled(path), path)
+    if not packaged:
+        raise PackageError(f"{path} is not an .mlpackage (a folder with a Manifest.json)")
     model = _model_file(path, manifest)
     return Package(path, _specification(model), model.parent)
 

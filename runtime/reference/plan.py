@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PackageError
+from .limits import shown_bytes, shown_limit
 from .numerics import Numerics
 from .program import DTYPES, OPSETS, Binding, Block, Constant, Function, ListType, Operation, TensorType, ValueType
 from .registry import find_handler
@@ -87,52 +89,61 @@ def _problems(block: Block, opset: str, place: str) -> list[str]:
     return problems
 
 
-def prepare(function: Function, numerics: Numerics, compute: Callable[[Step], tuple[Any, ...]]) -> PreparedBlock:
-    """`compute` runs the steps whose results are constants. Raises PackageError where arguments do not fit."""
-    return _Planner(OPSETS[function.opset], numerics, compute).block(function, _Scope({}, {}, {}))
+def prepare(function: Function, numerics: Numerics, compute: Callable[[Step], tuple[Any, ...]], limit: int) -> PreparedBlock:
+    """`compute` runs the steps whose results are constants; `limit` is how many bytes constants may take once converted.
+
+    Raises PackageError where arguments do not fit.
+    """
+    return _Planner(OPSETS[function.opset], numerics, compute, limit).block(function, None)
 
 
-@dataclass(frozen=True)
 class _Scope:
-    """What is constant where a block stands: as read, as computed at load, and made ready for operations."""
+    """The constants that a block sees, as read or as computed at load; what it defines itself hides what is around it."""
 
-    constants: dict[str, Constant]
-    computed: dict[str, Tensor]
-    ready: dict[tuple[str, torch.dtype | None], Tensor]
+    def __init__(self, block: Block, own: set[str], outer: _Scope | None) -> None:
+        here: dict[str, Constant | Tensor | None] = {**dict.fromkeys(own), **block.constants}
+        self.names = ChainMap(here, *(outer.names.maps if outer else ()))
+
+    def find(self, name: str) -> Constant | Tensor | None:
+        """None for a name that is no constant here."""
+        return self.names.get(name)
 
     def knows(self, name: str) -> bool:
-        return name in self.constants or name in self.computed
+        return self.find(name) is not None
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.names[name] = value
 
 
 class _Planner:
-    def __init__(self, opset: str, numerics: Numerics, compute: Callable[[Step], tuple[Any, ...]]) -> None:
-        self.opset, self.numerics, self.compute = opset, numerics, compute
+    """`ready` has constants as operations want them, by the identity of what they were made from, which it keeps alive."""
 
-    def block(self, block: Block, outer: _Scope) -> PreparedBlock:
-        """A name that a nested block defines again hides the outer one, so `ready` starts anew there if any does."""
-        hidden = set(block.inputs) | {name for operation in block.operations for name, _kind in operation.outputs}
-        scope = _Scope(
-            {name: value for name, value in outer.constants.items() if name not in hidden} | block.constants,
-            {name: value for name, value in outer.computed.items() if name not in hidden},
-            {} if hidden & (set(outer.constants) | set(outer.computed)) else outer.ready,
-        )
+    def __init__(self, opset: str, numerics: Numerics, compute: Callable[[Step], tuple[Any, ...]], limit: int) -> None:
+        self.opset, self.numerics, self.compute, self.limit = opset, numerics, compute, limit
+        self.ready: dict[tuple[int, torch.dtype | None], tuple[Any, Tensor]] = {}
+        self.held = 0
+
+    def block(self, block: Block, outer: _Scope | None) -> PreparedBlock:
         own = set(block.inputs) | {name for operation in block.operations for name, _kind in operation.outputs}
-        last_use = {name: index for index, operation in enumerate(block.operations) for name in _names(operation)}
+        scope = _Scope(block, own, outer)
+        reads = [_names(operation) for operation in block.operations]
+        last_use = {name: index for index, names in enumerate(reads) for name in names}
         steps, set_up = [], []
         for index, operation in enumerate(block.operations):
-            dead = {name for name in _names(operation) if last_use[name] == index and name in own}
+            dead = {name for name in reads[index] if last_use[name] == index and name in own}
             dead |= {name for name, _kind in operation.outputs if name not in last_use}
             try:
                 step = self.step(operation, scope, dead - set(block.outputs))
             except PackageError as error:
                 raise PackageError(f"{operation.name} ({operation.type}): {error}") from error
             if operation.type.startswith(CONSTANT_PREFIX):
-                scope.computed.update(zip(step.names, self.compute(step), strict=True))
+                for name, value in zip(step.names, self.compute(step), strict=True):
+                    scope.add(name, value)
                 set_up.append(step)
             else:
                 steps.append(step)
-        steps = [_without(step, scope) for step in steps]
-        fixed = {name: self.tensor(name, None, scope) for name in block.outputs if scope.knows(name)}
+        steps = [replace(step, release=tuple(name for name in step.release if not scope.knows(name))) for step in steps]
+        fixed = {name: self.tensor(found, None) for name in block.outputs if (found := scope.find(name)) is not None}
         nested = [inner for step in steps for inner in step.blocks]
         return PreparedBlock(
             tuple(block.inputs),
@@ -183,47 +194,39 @@ class _Planner:
         if len(bindings) != 1:
             raise PackageError(f"got {len(bindings)} values where one is expected")
         binding = bindings[0]
-        if isinstance(binding, str) and not scope.knows(binding):
-            return _from_values(binding, form, compute)
+        constant = scope.find(binding) if isinstance(binding, str) else binding
+        if constant is None:
+            return _from_values(str(binding), form, compute)
         if form in ("tensor", "value"):
-            tensor = self.tensor(binding, compute, scope)
+            tensor = self.tensor(constant, compute)
             return lambda _values: tensor
         if form in ("list", "state"):
             raise PackageError(f"a constant was given where a {form} is expected")
-        if isinstance(binding, str) and binding in scope.computed:
-            setting = _setting(scope.computed[binding].numpy(), form)
-        else:
-            setting = _setting((scope.constants[binding] if isinstance(binding, str) else binding).value, form)
+        setting = _setting(constant.numpy() if isinstance(constant, Tensor) else constant.value, form)
         return lambda _values: setting
 
-    def tensor(self, binding: Binding, compute: torch.dtype | None, scope: _Scope) -> Any:
+    def tensor(self, constant: Constant | Tensor, compute: torch.dtype | None) -> Any:
         """A constant in the type that an operation computes in; in the stored type where `compute` is None."""
-        if isinstance(binding, Constant):
-            return self._converted(binding.value, binding.type, compute)
-        key = (binding, compute)
-        if key not in scope.ready:
-            if binding in scope.computed:
-                tensor = scope.computed[binding]
-                scope.ready[key] = _computed_in(tensor, compute)
-            else:
-                constant = scope.constants[binding]
-                scope.ready[key] = self._converted(constant.value, constant.type, compute)
-        return scope.ready[key]
+        if isinstance(constant, Constant) and (isinstance(constant.value, (str, list)) or not isinstance(constant.type, TensorType)):
+            return constant.value
+        source = constant if isinstance(constant, Tensor) else constant.value
+        key = (id(source), compute)
+        if key not in self.ready:
+            stored = constant if isinstance(constant, Tensor) else self._stored(constant)
+            tensor = stored.to(compute) if compute is not None and stored.is_floating_point() else stored
+            self.ready[key] = (source, tensor)
+        return self.ready[key][1]
 
-    def _converted(self, value: Any, kind: ValueType, compute: torch.dtype | None) -> Any:
-        if isinstance(value, (str, list)) or not isinstance(kind, TensorType):
-            return value
-        array = value if value.flags.writeable else np.array(value)
+    def _stored(self, constant: Constant) -> Tensor:
+        """As the policy stores it; the array itself where that is its own type."""
+        array, kind = constant.value, constant.type
+        storage = self.numerics.storage(kind.dtype) if isinstance(kind, TensorType) else None
+        self.held += array.size * max(array.itemsize, self.numerics.compute.itemsize)
+        if self.held > self.limit:
+            raise PackageError(f"its constants take {shown_bytes(self.held)}; {shown_limit(self.limit)}")
         if array.dtype in (np.uint16, np.uint32, np.uint64):
             array = array.astype(np.int64)
-        return _computed_in(torch.from_numpy(array).to(self.numerics.storage(kind.dtype)), compute)
-
-
-def _without(step: Step, scope: _Scope) -> Step:
-    """The step, which leaves constants alone when it frees what it read."""
-    from dataclasses import replace
-
-    return replace(step, release=tuple(name for name in step.release if not scope.knows(name)))
+        return torch.from_numpy(array if array.flags.writeable else np.array(array)).to(storage)
 
 
 def _names(operation: Operation) -> set[str]:
@@ -245,10 +248,6 @@ def _depends_on_values(operation: Operation, opset: str, scope: _Scope) -> bool:
         handler.forms[parameter] in _SETTINGS and any(isinstance(binding, str) and not scope.knows(binding) for binding in bindings)
         for parameter, bindings in operation.inputs.items()
     )
-
-
-def _computed_in(tensor: Tensor, compute: torch.dtype | None) -> Tensor:
-    return tensor.to(compute) if compute is not None and tensor.is_floating_point() else tensor
 
 
 def _from_values(name: str, form: str, compute: torch.dtype | None) -> Get:
@@ -274,6 +273,14 @@ def _checked(value: Any, wanted: type) -> Any:
 
 
 def _setting(value: Any, form: str) -> Any:
+    """A constant or computed value as a handler wants a setting. Raises PackageError where it is none."""
+    try:
+        return _converted(value, form)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise PackageError(f"the value does not fit ({error})") from error
+
+
+def _converted(value: Any, form: str) -> Any:
     if form == "strs":
         return [str(item) if isinstance(item, str) else int(item) for item in value]
     if form == "str":
@@ -285,8 +292,15 @@ def _setting(value: Any, form: str) -> Any:
     if value.size > _MAX_SETTINGS:
         raise PackageError(f"{value.size} values were given where a few settings are expected")
     if form in ("ints", "bools", "floats"):
-        convert = {"ints": int, "bools": bool, "floats": float}[form]
+        convert = {"ints": _whole, "bools": bool, "floats": float}[form]
         return [convert(item) for item in np.ravel(value)]
     if value.size != 1:
         raise PackageError(f"{value.size} values were given where one is expected")
-    return {"int": int, "float": float, "bool": bool}[form](value.reshape(()).item())
+    return {"int": _whole, "float": float, "bool": bool}[form](value.reshape(()).item())
+
+
+def _whole(value: Any) -> int:
+    whole = int(value)
+    if whole != value:
+        raise ValueError(f"{value} is no whole number")
+    return whole

@@ -210,7 +210,10 @@ def flops_of(operation: Operation, scope: _Scope, opset: str) -> int | None:
     result = _fixed(operation.outputs[0][1])
     handler = find_handler(operation.type, opset)
     if operation.type in _COUNTS:
-        return None if result is None else _COUNTS[operation.type](operation, scope, result)
+        try:
+            return None if result is None else _COUNTS[operation.type](operation, scope, result)
+        except (IndexError, ValueError, TypeError):  # shapes that the operation cannot have; running it says so
+            return None
     if handler is not None and handler.moves:
         return 0
     sizes = [_fixed(kind) for _name, kind in operation.outputs if isinstance(kind, TensorType)]

@@ -26,9 +26,13 @@ class WeightFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.stat().st_size == 0:
-            raise PackageError(f"{path} is empty")
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
+        try:
+            if path.stat().st_size == 0:
+                raise PackageError(f"{path} is empty")
+            self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
+        except (OSError, ValueError) as error:
+            raise PackageError(f"{path} cannot be read: {error}") from error
+        self._arrays: dict[tuple[int, str, tuple[int, ...]], np.ndarray] = {}  # constants that share a record share its array
 
     def array(self, offset: int, kind: TensorType, name: str) -> np.ndarray:
         """The array of the record at `offset`, typed and shaped as declared. Raises PackageError out of bounds."""
@@ -46,11 +50,14 @@ class WeightFile:
             raise PackageError(f"{self.path}: {name} starts at {start}, which is no multiple of its {dtype.itemsize} bytes")
         if start + size > self._bytes.size:
             raise PackageError(f"{self.path}: {name} reaches to {start + size}, beyond the file's {self._bytes.size} bytes")
-        shape = [int(length or 0) for length in kind.shape]
-        stored = self._bytes[start : start + size]
-        if kind.dtype in SUB_BYTE_BITS:
-            return unpack_bits(stored, kind.dtype, count).reshape(shape)
-        return stored.view(dtype).reshape(shape)
+        shape = tuple(int(length or 0) for length in kind.shape)
+        if (offset, kind.dtype, shape) not in self._arrays:
+            stored = self._bytes[start : start + size]
+            flat = (offset, kind.dtype, (count,))
+            if flat not in self._arrays:
+                self._arrays[flat] = unpack_bits(stored, kind.dtype, count) if kind.dtype in SUB_BYTE_BITS else stored.view(dtype)
+            self._arrays[offset, kind.dtype, shape] = self._arrays[flat].reshape(shape)
+        return self._arrays[offset, kind.dtype, shape]
 
     @property
     def size(self) -> int:

@@ -187,7 +187,7 @@ def test_intermediates_replace_nothing(package: Path, kind: str, monkeypatch: py
         monkeypatch.chdir(target)
     with unchanged(package.parent):
         message = one_sentence(run(package, "--intermediates", "." if kind == "dot" else target))
-    assert "it exists already; name a new folder, or an empty one" in message
+    assert "exists already; name a new folder, or an empty one" in message
 
 
 @pytest.mark.parametrize("place", ["missing/values", "in.npz/values"])

@@ -19,6 +19,8 @@ from ....errors import PackageError
 from ..registry import Ints, mil_op
 
 UNVERIFIED = {
+    "avg_pool with ceil_mode and padding counted": "divides by the whole kernel, as Core ML's results in coremltools issue 2772 do;"
+    " torch divides by what lies within the padding",
     "avg_pool of windows that hold nothing but padding": "not documented; NaN where padding is not counted, 0 where it is",
     "max_pool of windows that hold nothing but padding": "not documented; negative infinity",
     "l2_pool of windows that hold nothing but padding": "not documented; 0",

@@ -15,6 +15,9 @@ from ..program import TensorType
 from ..registry import Declared, Ints, mil_op
 
 UNVERIFIED: dict[str, str] = {
+    "upsample_nearest_neighbor with fractional factors": (
+        "not documented; floor(i * in / out), from one device value in coremltools' tests, where torch divides by the factor"
+    ),
     "resize NEAREST_NEIGHBOR with STRICT_ALIGN_CORNERS, ALIGN_CORNERS or OFFSET_CORNERS": (
         "not documented; the pixel nearest to the mode's grid point is taken, the later one of two equally near"
     ),

@@ -91,6 +91,14 @@ BAD = {
     "a name that is not defined": (GOOD.replace("x = x", "x = z"), "reads 'z', which is not defined"),
     "types nested without end": (GOOD.replace("tensor<fp32, [2]> y", "state<" * 5000 + "fp32" + ">" * 5000 + " y"), "nested less deeply"),
     "nested blocks": (GOOD.replace("relu(x = x)", "cond(x = x) { }"), "nested blocks"),
+    "blobs within blobs without end": (
+        GOOD.replace("relu(x = x)", "add(x = x, y = tensor<fp32, [2]>(" + "BLOBFILE(path = string(" * 3000),
+        "expected",
+    ),
+    "lists within lists without end": (GOOD.replace("relu(x = x)", "f(x = x, y = " + "list<string, 1>([" * 3000), "expected"),
+    "an axis of thousands of digits": (GOOD.replace("[2]", f"[{'9' * 5000}]"), "an axis' size"),
+    "a function twice": (GOOD.replace(" func", GOOD[GOOD.index(" func") :][:-1] + "\n func", 1), "another name"),
+    "a parameter twice": (GOOD.replace("x = x", "x = x, x = x"), "another parameter"),
     "text behind the end": (GOOD + "\nmore", "the end"),
     "a blob without offset": (
         GOOD.replace("relu(x = x)", 'add(x = x, y = tensor<fp32, [2]>(BLOBFILE(path = string("@model_path/w"))))'),
@@ -141,6 +149,21 @@ def test_damaged_text_never_ends_in_anything_but_an_error_of_ours(package: Path,
         except PackageError:
             refused += 1
     assert refused > 10
+
+
+def test_a_text_that_is_a_link_out_of_the_folder_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("password")
+    folder = tmp_path / "model.mlmodelc"
+    folder.mkdir()
+    (folder / "model.mil").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(PackageError, match="points outside") as error:
+        ReferenceModel(folder)
+    assert "password" not in str(error.value)
+
+
+def test_names_may_begin_like_numbers(tmp_path: Path) -> None:
+    got = ReferenceModel(written(tmp_path, GOOD.replace(" y", " nan-1").replace("(y)", "(nan-1)"))).predict({"x": np.array([3.0, -1.0])})
+    np.testing.assert_array_equal(got["nan-1"], np.array([3.0, 0.0], np.float32))
 
 
 def test_a_compiled_model_of_another_kind_is_refused(tmp_path: Path) -> None:

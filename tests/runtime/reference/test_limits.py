@@ -16,15 +16,15 @@ import pytest
 import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own documentation calls it so
 from rvc_coreml.errors import PackageError
-from rvc_coreml.runtime.reference import ReferenceModel, limits
+from rvc_coreml.runtime.reference import ReferenceModel, executor, limits
 from rvc_coreml.runtime.reference.limits import (
     BASE_BYTES,
     PER_INPUT_BYTE,
     PER_PACKAGE_BYTE,
     SHARE_OF_MEMORY,
+    Holdings,
     available_to_process,
     default_memory_limit,
-    live_bytes,
     shown_bytes,
 )
 from rvc_coreml.runtime.reference.registry import State
@@ -330,7 +330,52 @@ def test_states_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     model._memory_limit = 100
     with pytest.raises(PackageError, match="its states take 128 bytes; the memory limit is 100 bytes"):
         model.make_state()
-    assert live_bytes([State(torch.zeros(64)), torch.zeros(2)]) == 264
+
+
+def test_memory_in_use_counts_each_storage_once_and_until_its_last_user_goes() -> None:
+    held, shared, state = Holdings(), torch.zeros(8), State(torch.zeros(64))
+    for value in (shared, shared[2:], [shared, torch.zeros(4)], state, "text", 3):
+        held.add(value)
+    assert held.total == 32 + 16 + 256
+    held.drop(shared)
+    held.drop(shared[2:])
+    assert held.total == 32 + 16 + 256
+    state.value = torch.zeros(64)
+    held.drop(state)
+    assert held.total == 32 + 16
+
+
+@pytest.mark.parametrize(("groups", "transposed"), [(1, False), (2, False), (1, True)])
+def test_a_float64_convolution_is_refused_for_what_it_needs_beside_its_result(tmp_path: Path, groups: int, transposed: bool) -> None:
+    """31 x 31 inputs for every output: about 560 MB of columns for a result of 0.6 MB."""
+    weight = np.zeros((2, 2 // groups, 31, 31), np.float32)
+
+    def build(x: Any) -> Any:
+        operation = mb.conv_transpose if transposed else mb.conv
+        return operation(x=x, weight=weight, groups=groups)
+
+    x = np.zeros((1, 2, 300, 300), np.float32)
+    path = package(tmp_path, build, x)
+    with pytest.raises(PackageError, match="would be needed beside"):
+        ReferenceModel(path, numerics="float64", memory_limit=100 * MB).predict({"x": x})
+    ReferenceModel(path, numerics="float32", memory_limit=100 * MB).predict({"x": x})
+
+
+def test_many_live_values_take_time_in_proportion(tmp_path: Path) -> None:
+    """Counted by calls, not by time: each value is added once and dropped once."""
+    count = 200
+    path = package(tmp_path, lambda x: mb.stack(values=[mb.add(x=x, y=np.float32(number)) for number in range(count)], axis=0), ROW[:, :4])
+    calls = []
+
+    class Counted(Holdings):
+        def add(self, value: Any) -> None:
+            calls.append(value)
+            super().add(value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executor, "Holdings", Counted)
+        ReferenceModel(path).predict({"x": ROW[:, :4]})
+    assert len(calls) < 3 * count
 
 
 def test_compressed_constants_count_together(tmp_path: Path) -> None:
