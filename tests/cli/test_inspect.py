@@ -46,7 +46,7 @@ def test_text_names_everything(package: Path) -> None:
         "  author: Somebody",
         "  version: 1.2",
         "  licence: MIT",
-        "  weight files: 0.0 MB",
+        "  weight files: 248 bytes",
         "",
         "function main (iOS17)",
         "  inputs",
