@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,21 @@ import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own documentation calls it so
 from coremltools.converters.mil.frontend.milproto.load import load as load_milproto
 from coremltools.converters.mil.mil import types
-from coremltools.proto import MIL_pb2
 from rvc_coreml.errors import PackageError
 from rvc_coreml.runtime.reference import ReferenceModel
 from rvc_coreml.runtime.reference.package import open_package
 from rvc_coreml.runtime.reference.program import DTYPES
 from rvc_coreml.runtime.reference.reader import read_function
-from rvc_coreml.runtime.reference.registry import HANDLERS, Handler, find_handler, mil_op
+from rvc_coreml.runtime.reference.registry import HANDLERS
 from support.programs import (
     OPSET,
     WEIGHT_FILE,
-    build_program,
     convert_module,
     edited_specification,
     main_block,
     normal,
     read_specification,
     save_package,
-    write_program,
 )
 from torch import Tensor
 
@@ -316,89 +312,6 @@ def test_an_operation_that_fails_is_named(tmp_path: Path) -> None:
         ReferenceModel(path).predict({"x": normal(3, 4)})
 
 
-@pytest.fixture
-def registered() -> Iterator[dict[str, list[Handler]]]:
-    """The registry, as it was afterwards."""
-    before = dict(HANDLERS)
-    yield HANDLERS
-    HANDLERS.clear()
-    HANDLERS.update(before)
-
-
-def test_an_operation_cannot_be_registered_twice(registered: dict[str, list[Handler]]) -> None:
-    def another(x: Tensor) -> Tensor:
-        return x
-
-    before = registered["relu"]
-    with pytest.raises(TypeError, match="relu is registered twice"):
-        mil_op("relu")(another)
-    assert registered["relu"] is before
-
-
-def without_annotation(x) -> Tensor:
-    return x
-
-
-def with_any_number(*x: Tensor) -> Tensor:
-    return x[0]
-
-
-def with_keywords(**x: Tensor) -> Tensor:
-    return x["x"]
-
-
-def with_keyword_only(*, x: Tensor) -> Tensor:
-    return x
-
-
-def with_unknown_annotation(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return x
-
-
-@pytest.mark.parametrize("function", [without_annotation, with_any_number, with_keywords, with_keyword_only, with_unknown_annotation])
-def test_a_parameter_of_no_known_form_is_refused_at_registration(registered: dict[str, list[Handler]], function: Any) -> None:
-    with pytest.raises(TypeError, match=f"{function.__name__}: parameter (x|axes) has no form"):
-        mil_op("invented")(function)
-    assert "invented" not in registered
-
-
-def test_registration_reads_forms_and_required_parameters(registered: dict[str, list[Handler]]) -> None:
-    def invented(x: Tensor, axes: list[int], values: list[Tensor], mode: str = "", flag: bool = False) -> Tensor:
-        return x
-
-    mil_op("invented", "coined", moves=True)(invented)
-    (handler,) = registered["invented"]
-    assert registered["coined"] == [handler]
-    assert handler.forms == {"x": "tensor", "axes": "ints", "values": "tensors", "mode": "str", "flag": "bool"}
-    assert handler.required == {"x", "axes", "values"}
-    assert handler.moves
-
-
-def test_a_definition_changes_where_a_later_opset_registers_anew(registered: dict[str, list[Handler]]) -> None:
-    mil_op("invented", until="iOS16")(defined_first)
-    mil_op("invented", since="iOS17")(defined_later)
-    found = [find_handler("invented", opset) for opset in ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")]
-    assert [handler and handler.function for handler in found] == [
-        defined_first,
-        defined_first,
-        defined_later,
-        defined_later,
-        defined_later,
-    ]
-    with pytest.raises(TypeError, match="invented is registered twice"):
-        mil_op("invented", since="iOS16", until="iOS16")(defined_later)
-    with pytest.raises(TypeError, match="no opsets from iOS17 to iOS15"):
-        mil_op("backwards", since="iOS17", until="iOS15")(defined_later)
-
-
-def defined_first(x: Tensor) -> Tensor:
-    return x
-
-
-def defined_later(x: Tensor) -> Tensor:
-    return -x
-
-
 class Network(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -470,78 +383,3 @@ def test_a_whole_network_matches_torch_within_its_precision(network_package: Pat
     half = model.inputs["in0"].dtype == "fp16"
     np.testing.assert_allclose(got, wanted, atol=5e-3 if half else 2e-6)
     assert half == (not np.allclose(got, wanted, atol=2e-6))
-
-
-def branches(path: Path, rename: dict[str, str]) -> Path:
-    """A package of x + constant, another constant in each branch of a cond, with constants renamed."""
-
-    def build(x: Any) -> Any:
-        outer = mb.mul(x=x, y=np.float32(7), name="outer")
-        flag = mb.greater(x=mb.reduce_sum(x=outer, axes=[0], keep_dims=False), y=0.0)
-        return mb.cond(
-            pred=flag,
-            _true_fn=lambda: mb.add(x=x, y=mb.const(val=np.float32(1), name="one")),
-            _false_fn=lambda: mb.add(x=x, y=mb.const(val=np.float32(5), name="five")),
-        )
-
-    write_program(build_program(build, [np.zeros(1, np.float32)]), path)
-    with edited_specification(path) as specification:
-        cond = next(item for item in main_block(specification).operations if item.type == "cond")
-        for operation in [*main_block(specification).operations, *(inner for block in cond.blocks for inner in block.operations)]:
-            for output in operation.outputs:
-                output.name = rename.get(output.name, output.name)
-            for argument in operation.inputs.values():
-                for binding in argument.arguments:
-                    binding.name = rename.get(binding.name, binding.name) if binding.name else binding.name
-    return path
-
-
-@pytest.mark.parametrize("names", [{}, {"one": "c", "five": "c"}, {"one": "outer", "five": "outer"}], ids=["own", "shared", "hiding"])
-@pytest.mark.parametrize(("x", "wanted"), [(2, 3), (-2, 3)])
-def test_constants_of_nested_blocks_are_told_apart_by_their_block(tmp_path: Path, names: dict[str, str], x: float, wanted: float) -> None:
-    model = ReferenceModel(branches(tmp_path / "model.mlpackage", names))
-    (got,) = model.predict({"x": np.array([x], np.float32)}).values()
-    assert got == wanted
-
-
-def test_a_constant_that_a_block_returns_hides_a_value_of_the_same_name_around_it(tmp_path: Path) -> None:
-    path = branches(tmp_path / "model.mlpackage", {"one": "outer", "five": "outer"})
-    with edited_specification(path) as specification:
-        cond = next(item for item in main_block(specification).operations if item.type == "cond")
-        for block in cond.blocks:
-            block.outputs[:] = ["outer"]
-        cond.outputs[0].type.tensorType.ClearField("dimensions")
-    model = ReferenceModel(path)
-    assert [next(iter(model.predict({"x": np.array([x], np.float32)}).values())).item() for x in (2, -2)] == [1, 5]
-
-
-@pytest.mark.parametrize("value", [np.inf, np.nan, 0.5])
-def test_a_setting_that_is_no_whole_number_is_refused_at_load(tmp_path: Path, value: float) -> None:
-    path = save_package(tmp_path, lambda x: mb.softmax(x=x, axis=-1, name="y"), normal(2, 2))
-    with edited_specification(path) as specification:
-        for operation in main_block(specification).operations:
-            if operation.type == "const":
-                for kind in (operation.outputs[0].type.tensorType, operation.attributes["val"].type.tensorType):
-                    kind.dataType = MIL_pb2.FLOAT32
-                tensor = operation.attributes["val"].immediateValue.tensor
-                tensor.Clear()
-                tensor.floats.values.append(value)
-    with pytest.raises(PackageError, match=r"y \(softmax\): axis: the value does not fit"):
-        ReferenceModel(path)
-
-
-def test_constants_that_share_a_record_share_their_memory(tmp_path: Path) -> None:
-    weight = normal(64, 64)
-    path = save_package(tmp_path, lambda x: mb.add(x=mb.mul(x=x, y=weight), y=weight), normal(64, 64))
-    with edited_specification(path) as specification:
-        block = main_block(specification)
-        constant = next(item for item in block.operations if item.attributes["val"].WhichOneof("value") == "blobFileValue")
-        for number in range(50):
-            copy = block.operations.add()
-            copy.CopyFrom(constant)
-            copy.outputs[0].name = f"copy{number}"
-            block.operations.insert(0, copy)
-            del block.operations[-1]
-    values = [item.value for item in ReferenceModel(path).program.constants.values() if isinstance(item.value, np.ndarray)]
-    assert len(values) >= 52
-    assert len({id(value) for value in values if value.shape == (64, 64)}) == 2  # one for each record
