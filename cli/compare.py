@@ -74,7 +74,7 @@ def command(
         from ..runtime.reference.plot import check_plot
 
         check_plot(plot)
-    arrays = read_arrays(inputs)
+    arrays = read_arrays(inputs, memory_limit)
     limits = {"memory_limit": memory_limit, "time_limit": time_limit}
     ours, theirs = (_source(side, package, function, arrays, limits) for side in (left, right))
     total = max(1, min(len(ours.names), len(theirs.names)))  # a loop has more values than names

@@ -73,7 +73,7 @@ def command(
     if intermediates is not None and backend == "auto":
         backend = "reference"
     model = load_package(package, backend, numerics=numerics, function=function, memory_limit=memory_limit, time_limit=time_limit)
-    arrays = read_arrays(inputs)
+    arrays = read_arrays(inputs, memory_limit)
     report: dict[str, Any] = {}
     if intermediates is None:
         outputs = model.predict(arrays, model.make_state() if model.states else None)

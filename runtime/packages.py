@@ -61,14 +61,17 @@ def load_package(
     raise UsageError(f"backend {backend!r} cannot run a package; choose auto, coreml or reference")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Named arrays from an .npz file. Raises UsageError where it is none or would unpack to more than 8 GB."""
+def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray]:
+    """Named arrays from an .npz file; `limit` is the most bytes that it may unpack to, 8 GB where nobody said.
+
+    Raises UsageError where it is no such file or larger.
+    """
     if not path.is_file():
         raise UsageError(f"{path} does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_INPUT_BYTES:
+        if unpacked > (MAX_INPUT_BYTES if limit is None else limit):
             raise UsageError(f"{path} claims to unpack to {unpacked} bytes: it was not unpacked")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}

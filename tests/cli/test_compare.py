@@ -183,7 +183,8 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
         (["--left", "half"], "'half' is no file and no numerics policy; the policies are declared, float32, float64, ane"),
         (["--right", "ane:nothing"], "there is no rule 'nothing' of ane"),
         (["--right", "missing.npz"], "'missing.npz' is no file"),
-        (["--memory-limit", "100"], "the memory limit is 100 bytes"),
+        (["--memory-limit", "100"], "bytes: it was not unpacked"),
+        (["--memory-limit", "1000"], "the memory limit is 1.0 kB"),
     ],
 )
 def test_bad_sides_and_limits_are_one_sentence(here: Path, options: list[str], reason: str) -> None:

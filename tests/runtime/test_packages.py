@@ -93,6 +93,13 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_zip_that_claims_more_than_the_limit_is_not_unpacked(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1 << 20, np.float32))
+    with pytest.raises(UsageError, match="claims to unpack to 4194432 bytes: it was not unpacked"):
+        read_arrays(tmp_path / "a.npz", 1 << 22)
+    assert read_arrays(tmp_path / "a.npz", 1 << 23)["x"].shape == (1 << 20,)
+
+
 def test_a_zip_that_claims_more_than_8_gb_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, a=np.zeros(10), b=np.zeros(10), c=np.zeros(10))
