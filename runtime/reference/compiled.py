@@ -24,9 +24,9 @@ import numpy as np
 
 from ...coremltools_import import MIL_pb2, Model_pb2
 from ...errors import PackageError
+from .program import DATA_TYPES, DTYPES, MAX_IMMEDIATE_VALUES, OPSETS
 
 MAX_TEXT_BYTES = 1 << 28
-MAX_IMMEDIATE_VALUES = 1 << 24  # values written into the text; larger arrays lie in the weight file
 MAX_DEPTH = 50
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -41,21 +41,9 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_OPSETS = {"ios15": "CoreML5", "ios16": "CoreML6", "ios17": "CoreML7", "ios18": "CoreML8", "ios26": "CoreML9"}
-_TYPES = {
-    "bool": MIL_pb2.BOOL,
-    "string": MIL_pb2.STRING,
-    "fp16": MIL_pb2.FLOAT16,
-    "fp32": MIL_pb2.FLOAT32,
-    "fp64": MIL_pb2.FLOAT64,
-    **{f"{sign}int{bits}": getattr(MIL_pb2, f"{sign.upper()}INT{bits}") for sign in ("", "u") for bits in (4, 8, 16, 32, 64)},
-    **{f"uint{bits}": getattr(MIL_pb2, f"UINT{bits}") for bits in (1, 2, 3, 6)},
-}
-_IN_BYTES = {
-    MIL_pb2.FLOAT16: np.float16,
-    MIL_pb2.INT8: np.int8,
-    MIL_pb2.UINT8: np.uint8,
-}
+_OPSETS = {target.lower(): opset for opset, target in OPSETS.items()}
+_TYPES = {name: code for code, name in DATA_TYPES.items()}
+_IN_BYTES = {_TYPES[name]: DTYPES[name][1] for name in ("fp16", "int8", "uint8")}
 _FIELDS = {
     MIL_pb2.FLOAT32: "floats",
     MIL_pb2.FLOAT64: "doubles",

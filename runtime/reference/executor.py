@@ -183,18 +183,22 @@ class ReferenceModel:
         """
         values = self._inputs(data, state)
         shapes = tuple(tuple(value.shape) for value in values.values() if isinstance(value, Tensor))
-        given = Holdings()
-        for value in values.values():
-            given.add(value)
-        watched = self._plan.depends_on_values or shapes not in self._checked
+        guard = self._guard(values) if self._plan.depends_on_values or shapes not in self._checked else None
         generator = torch.Generator().manual_seed(self.seed)
         deadline = time.monotonic() + self.time_limit if self.time_limit is not None else float("inf")
-        run = _Run(generator, deadline, AllocationGuard(self.memory_limit(given.total)) if watched else None, Holdings())
+        run = _Run(generator, deadline, guard, Holdings())
         for step in self._plan.set_up if constants else ():
             yield Executed(step.operation.name, step, dict(zip(step.names, self._compute(step, {}, run), strict=True)))
         found = yield from self._block(self._plan, values, run)
         self._checked.add(shapes)
         return {name: self._output(name, value, self._output_types[name]) for name, value in zip(self.program.outputs, found, strict=True)}
+
+    def _guard(self, inputs: Mapping[str, Any]) -> AllocationGuard:
+        """A guard whose limit goes by these inputs."""
+        given = Holdings()
+        for value in inputs.values():
+            given.add(value)
+        return AllocationGuard(self.memory_limit(given.total))
 
     def _inputs(self, data: Mapping[str, Any], state: ModelState | None) -> dict[str, Any]:
         check_names(self.path, data, self.inputs)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...coremltools_import import MIL_pb2
+
 # Core ML's name, torch's type for storage, numpy's type at the interface. torch computes little on uint16 and wider
 # unsigned integers, so these are held in the next wider signed type; types narrower than a byte in a whole byte.
 DTYPES: dict[str, tuple[torch.dtype, type[np.generic]]] = {
@@ -31,6 +33,32 @@ DTYPES: dict[str, tuple[torch.dtype, type[np.generic]]] = {
     "uint32": (torch.int64, np.uint32),
     "uint64": (torch.int64, np.uint64),
 }
+# The protobuf's codes for data types -> Core ML's names.
+DATA_TYPES = {
+    getattr(MIL_pb2, name): dtype
+    for name, dtype in {
+        "FLOAT16": "fp16",
+        "FLOAT32": "fp32",
+        "FLOAT64": "fp64",
+        "BOOL": "bool",
+        "STRING": "string",
+        "INT4": "int4",
+        "INT8": "int8",
+        "INT16": "int16",
+        "INT32": "int32",
+        "INT64": "int64",
+        "UINT1": "uint1",
+        "UINT2": "uint2",
+        "UINT3": "uint3",
+        "UINT4": "uint4",
+        "UINT6": "uint6",
+        "UINT8": "uint8",
+        "UINT16": "uint16",
+        "UINT32": "uint32",
+        "UINT64": "uint64",
+    }.items()
+}
+MAX_IMMEDIATE_VALUES = 1 << 24  # values written into a program itself; larger arrays lie in the weight file
 SUB_BYTE_BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
 FLOATS = frozenset({"fp16", "fp32", "fp64"})
 OPSETS = {"CoreML5": "iOS15", "CoreML6": "iOS16", "CoreML7": "iOS17", "CoreML8": "iOS18", "CoreML9": "iOS26"}

@@ -11,7 +11,9 @@ from ...coremltools_import import MIL_pb2
 from ...errors import PackageError
 from .package import Package, resolve_in_model_folder
 from .program import (
+    DATA_TYPES,
     DTYPES,
+    MAX_IMMEDIATE_VALUES,
     SUB_BYTE_BITS,
     Binding,
     Block,
@@ -27,34 +29,9 @@ from .program import (
 )
 from .weights import WeightFile, stored_bytes, unpack_bits
 
-MAX_IMMEDIATE_VALUES = 1 << 24  # values written into the specification itself; larger arrays lie in the weight file
 MAX_RANK = 64  # torch's limit; Core ML's own is far lower
 MAX_SIZE = 1 << 59  # values; torch and numpy count bytes in signed 64 bit
 Message = Any  # protobuf classes have no static types
-_DATA_TYPES = {
-    getattr(MIL_pb2, name): dtype
-    for name, dtype in {
-        "FLOAT16": "fp16",
-        "FLOAT32": "fp32",
-        "FLOAT64": "fp64",
-        "BOOL": "bool",
-        "STRING": "string",
-        "INT4": "int4",
-        "INT8": "int8",
-        "INT16": "int16",
-        "INT32": "int32",
-        "INT64": "int64",
-        "UINT1": "uint1",
-        "UINT2": "uint2",
-        "UINT3": "uint3",
-        "UINT4": "uint4",
-        "UINT6": "uint6",
-        "UINT8": "uint8",
-        "UINT16": "uint16",
-        "UINT32": "uint32",
-        "UINT64": "uint64",
-    }.items()
-}
 _DESCRIBED = frozenset({"name"})  # an operation's attributes that describe it; all others are parameters with fixed values
 
 
@@ -201,7 +178,7 @@ class _Reader:
         raise self._error(f"{name} is declared with no type")
 
     def _tensor_type(self, tensor: Message, name: str) -> TensorType:
-        if tensor.dataType not in _DATA_TYPES:
+        if tensor.dataType not in DATA_TYPES:
             known = MIL_pb2.DataType.Name(tensor.dataType) if tensor.dataType in MIL_pb2.DataType.values() else tensor.dataType
             raise self._error(f"{name} has the data type {known}, which is not supported")
         if len(tensor.dimensions) > MAX_RANK:
@@ -209,7 +186,7 @@ class _Reader:
         sizes = [int(axis.constant.size) if axis.WhichOneof("dimension") == "constant" else None for axis in tensor.dimensions]
         if math.prod(max(size or 1, 1) for size in sizes) > MAX_SIZE:  # numpy counts the other axes of empty arrays too
             raise self._error(f"{name} is declared with the shape {tuple(sizes)}")
-        return TensorType(_DATA_TYPES[tensor.dataType], tuple(sizes), any(axis.unknown.variadic for axis in tensor.dimensions))
+        return TensorType(DATA_TYPES[tensor.dataType], tuple(sizes), any(axis.unknown.variadic for axis in tensor.dimensions))
 
     def _value(self, value: Message, name: str) -> Constant:
         kind = self._type(value.type, name)
