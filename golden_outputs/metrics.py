@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 QUIET_FRAME = 0.01  # frames below this share of the reference's RMS (-40 dB) have no direction worth comparing
+MEL_BINS, MEL_FLOOR = 80, 1e-5  # of log_mel; the floor is what vocoders are trained with
+MEL_WINDOW_SECONDS = 0.04  # at least: the window is the next power of two
+_MEL_STEP, _MEL_BREAK, _MEL_LOG = 200.0 / 3, 1000.0, np.log(6.4) / 27  # Slaney: linear up to 1 kHz, then 27 steps to 6.4 kHz
 Array = NDArray[np.floating]
 
 
@@ -80,6 +83,48 @@ def level_ratio(reference: Array, actual: Array) -> float:
     if wanted == 0:
         return 1.0 if got == 0 else np.inf
     return got / wanted
+
+
+def log_mel_cosine(reference: Array, actual: Array, rate: int, mean_removed: bool = False) -> float:
+    """Mean over frames of the cosine between the log-mel spectra of two clips (N,); -1 where anything is not finite.
+
+    Logarithms are mostly negative, so plain spectra share a constant that lifts every cosine; `mean_removed` subtracts the
+    reference's mean over time from both sides first, per bin. Raises ValueError where the lengths differ.
+    """
+    if reference.shape != actual.shape:
+        raise ValueError(f"shapes differ: {reference.shape} and {actual.shape}")
+    if not np.isfinite(actual).all():
+        return -1.0
+    wanted, got = (log_mel(side, rate) for side in (reference, actual))
+    if mean_removed:
+        mean = wanted.mean(axis=0)
+        wanted, got = wanted - mean, got - mean
+    lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(got, axis=1)
+    cosines = np.where(lengths > 0, np.sum(wanted * got, axis=1) / np.maximum(lengths, 1e-30), np.all(wanted == got, axis=1))
+    return float(cosines.mean())
+
+
+def log_mel(audio: Array, rate: int) -> NDArray[np.float64]:
+    """(N,) at `rate` Hz -> (frames, MEL_BINS), a frame for every 10 ms: natural log of mel magnitudes of at least MEL_FLOOR."""
+    size = 1 << int(np.ceil(np.log2(MEL_WINDOW_SECONDS * rate)))
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    padded = np.pad(audio.astype(np.float64), size // 2)
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, size)[:: rate // 100]
+    filters = _mel_filters(rate, size).T
+    parts = [np.abs(np.fft.rfft(part * hann)) @ filters for part in np.array_split(pieces, -(-len(pieces) // 1000))]
+    return np.log(np.maximum(np.concatenate(parts), MEL_FLOOR))
+
+
+def _mel_filters(rate: int, size: int) -> NDArray[np.float64]:
+    """(MEL_BINS, size // 2 + 1): triangles of unit area between 0 Hz and half the rate."""
+    top = _MEL_BREAK / _MEL_STEP + np.log(rate / 2 / _MEL_BREAK) / _MEL_LOG
+    mels = np.linspace(0, top, MEL_BINS + 2)
+    above = _MEL_BREAK * np.exp(_MEL_LOG * (mels - _MEL_BREAK / _MEL_STEP))
+    edges = np.where(mels < _MEL_BREAK / _MEL_STEP, _MEL_STEP * mels, above)[:, None]
+    hertz = np.arange(size // 2 + 1) * rate / size
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    slopes = np.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle))
+    return np.maximum(slopes, 0) * 2 / (high - low)
 
 
 def _frames(values: Array, time_axis: int, frame: int) -> Array:

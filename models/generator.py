@@ -7,6 +7,7 @@ class here, because the checkpoints differ only by the `noise_convs` and `m_sour
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,7 @@ def context_frames(config: VoiceConfig) -> int:
 
     Walks from the audio back to the latent, adding each layer's reach at its own rate.
     """
-    count, plain = (3, 3) if config.uses_resblock1 else (2, 0)  # dilated and undilated convolutions of a block
-    block = max(
-        (size - 1) // 2 * (sum(dilations[:count]) + plain)
-        for size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
-    )
+    block = _block_reach(config)
     reach = 3.0  # conv_post
     for rate, kernel in zip(reversed(config.upsample_rates), reversed(config.upsample_kernel_sizes), strict=True):
         reach = (reach + block + (kernel + rate) / 2 - 1) / rate
@@ -46,7 +43,7 @@ class ResBlock1(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
             h = dilated(masked(F.leaky_relu(x, LEAKY_SLOPE), mask))
-            x = x + plain(masked(F.leaky_relu(h, LEAKY_SLOPE), mask))
+            x = plain(masked(F.leaky_relu_(h, LEAKY_SLOPE), mask)).add_(x)
         return x
 
 
@@ -59,7 +56,7 @@ class ResBlock2(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for conv in self.convs:
-            x = x + conv(masked(F.leaky_relu(x, LEAKY_SLOPE), mask))
+            x = conv(masked(F.leaky_relu(x, LEAKY_SLOPE), mask)).add_(x)
         return x
 
 
@@ -83,6 +80,7 @@ class GeneratorNSF(nn.Module):
         rates, initial = config.upsample_rates, config.upsample_initial_channel
         self.rates = rates
         self.kernels = len(config.resblock_kernel_sizes)
+        self.block_reach = _block_reach(config)
         self.conv_pre = nn.Conv1d(config.inter_channels, initial, 7, padding=3)
         self.cond = nn.Conv1d(config.gin_channels, initial, 1)
         self.ups = nn.ModuleList()
@@ -100,24 +98,60 @@ class GeneratorNSF(nn.Module):
                 self.noise_convs.append(_noise_conv(channels, math.prod(rates[index + 1 :])))
         self.conv_post = nn.Conv1d(initial >> len(rates), 1, 7, padding=3, bias=False)
 
-    def forward(self, z: Tensor, g: Tensor, source: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """mask (1, 1, T) marks the valid frames with 1; every convolution then sees zeros beyond them."""
+    def forward(self, z: Tensor, g: Tensor, source: Tensor | None, mask: Tensor | None = None, piece: int | None = None) -> Tensor:
+        """mask (1, 1, T) marks the valid frames with 1; every convolution then sees zeros beyond them.
+
+        Without a mask, every level can be computed in pieces of about `piece` bytes, which stay in a cache; the audio is
+        the same.
+        """
         x = self.conv_pre(masked(z, mask)) + self.cond(g)
         frames, upsampled = int(z.shape[-1]), 1
         level_mask = mask
         if source is not None and mask is not None:
             source = source * _stretch(mask, frames, math.prod(self.rates))
-        for index, (rate, up) in enumerate(zip(self.rates, self.ups, strict=True)):
-            x = up(masked(F.leaky_relu(x, LEAKY_SLOPE), level_mask))
-            if source is not None:
-                x = x + self.noise_convs[index](source)
+        for index, rate in enumerate(self.rates):
+            x = masked(F.leaky_relu(x, LEAKY_SLOPE), level_mask)
             upsampled *= rate
             if mask is not None:
                 level_mask = _stretch(mask, frames, upsampled)
-            blocks = [self.resblocks[index * self.kernels + j](x, level_mask) for j in range(self.kernels)]
-            x = _sum(blocks) / self.kernels
+            x = self._level(index, x, source, level_mask) if piece is None else self._level_in_pieces(index, x, source, piece)
         x = self.conv_post(masked(F.leaky_relu(x, LAST_LEAKY_SLOPE), level_mask))
         return masked(torch.tanh(x), level_mask)
+
+    def _level(self, index: int, x: Tensor, source: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Activated input (1, 2C, L) -> (1, C, L * rate): upsampled, the source added, through the residual blocks."""
+        x = self.ups[index](x)
+        if source is not None:
+            x = x + self.noise_convs[index](source)
+        blocks = [self.resblocks[index * self.kernels + j](x, mask) for j in range(self.kernels)]
+        return _sum(blocks) / self.kernels
+
+    def _level_in_pieces(self, index: int, x: Tensor, source: Tensor | None, piece: int) -> Tensor:
+        """The same, each piece computed from its input and as much on either side as reaches it."""
+        rate, up = self.rates[index], cast(nn.ConvTranspose1d, self.ups[index])
+        length, channels = x.shape[-1], up.out_channels
+        margin = -(-(self.block_reach + up.kernel_size[0]) // rate)  # of inputs: outputs nearer to a cut edge are wrong
+        keep = max(piece // (channels * rate * x.element_size()), 2 * margin)
+        if length <= keep + 2 * margin:
+            return self._level(index, x, source, None)
+        samples = math.prod(self.rates[index:])  # of the source for each input
+        result = x.new_empty(x.shape[0], channels, length * rate)
+        for start in range(0, length, keep):
+            stop = min(length, start + keep)
+            first, last = max(0, start - margin), min(length, stop + margin)
+            part = None if source is None else source[:, :, first * samples : last * samples]
+            made = self._level(index, x[:, :, first:last], part, None)
+            result[:, :, start * rate : stop * rate] = made[:, :, (start - first) * rate : (stop - first) * rate]
+        return result
+
+
+def _block_reach(config: VoiceConfig) -> int:
+    """Samples on either side, at its own rate, that a residual block's output depends on."""
+    count, plain = (3, 3) if config.uses_resblock1 else (2, 0)  # dilated and undilated convolutions of a block
+    return max(
+        (size - 1) // 2 * (sum(dilations[:count]) + plain)
+        for size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+    )
 
 
 def _noise_conv(channels: int, stride: int) -> nn.Conv1d:

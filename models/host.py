@@ -51,17 +51,25 @@ class WaveformNorm:
 
 @dataclass(frozen=True)
 class ContentHost:
-    """The first layer of a content encoder, as far as the host needs it: weight (C, k), gamma and beta (C,)."""
+    """The first layer of a content encoder, as far as the host needs it: weight (C, k), gamma and beta (C,).
+
+    `projection` is final_proj's weight (256, hidden) and bias (256,), for voices that project another layer than the ninth.
+    """
 
     config: HubertConfig
     weight: Tensor
     gamma: Tensor
     beta: Tensor
+    projection: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, hubert: Hubert) -> ContentHost:
         layer = hubert.feature_extractor.first
-        return cls(hubert.config, *(_double(tensor) for tensor in (layer.conv.weight[:, 0], layer.norm.weight, layer.norm.bias)))
+        weight, gamma, beta = (_double(tensor) for tensor in (layer.conv.weight[:, 0], layer.norm.weight, layer.norm.bias))
+        projection = None
+        if hubert.config.projection is not None:
+            projection = (hubert.final_proj.weight.detach(), hubert.final_proj.bias.detach())
+        return cls(hubert.config, weight, gamma, beta, projection)
 
     @classmethod
     def read(cls, path: Path) -> ContentHost:
@@ -70,7 +78,17 @@ class ContentHost:
             config = HubertConfig.from_json(json.loads(file.metadata()[CONFIG_ENTRY]))
             names = (f"{_CONV}.weight", f"{_NORM}.weight", f"{_NORM}.bias")
             weight, gamma, beta = (_double(file.get_tensor(name)) for name in names)
-        return cls(config, weight[:, 0], gamma, beta)
+            projection = None
+            if config.projection is not None:
+                projection = (file.get_tensor("final_proj.weight").float(), file.get_tensor("final_proj.bias").float())
+        return cls(config, weight[:, 0], gamma, beta, projection)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features (1, F, hidden) through final_proj. Raises ValueError where the encoder has none."""
+        if self.projection is None:
+            raise ValueError("this content encoder has no final_proj")
+        weight, bias = (tensor.to(features) for tensor in self.projection)
+        return torch.nn.functional.linear(features, weight, bias)
 
     def statistics(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (C,), float64, of the layer's output over a waveform (N,), without running the layer.
@@ -80,8 +98,8 @@ class ContentHost:
         """
         kernel, stride = self.config.conv_kernels[0], self.config.conv_strides[0]
         count = (waveform.shape[0] - kernel) // stride + 1
-        total = torch.zeros(kernel, dtype=torch.float64)
-        gram = torch.zeros(kernel, kernel, dtype=torch.float64)
+        total = torch.zeros(kernel, dtype=torch.float64, device=waveform.device)
+        gram = torch.zeros(kernel, kernel, dtype=torch.float64, device=waveform.device)
         offset = float(waveform[:BLOCK_PATCHES].double().mean())  # near the mean, which keeps the sums small
         for start in range(0, count, BLOCK_PATCHES):
             stop = min(count, start + BLOCK_PATCHES)
@@ -89,13 +107,13 @@ class ContentHost:
             patches = block.unfold(0, kernel, stride)
             total += patches.sum(0)
             gram += patches.T @ patches
-        mean = total / count
-        covariance = gram / count - torch.outer(mean, mean)
+        mean = (total / count).cpu()
+        covariance = (gram / count).cpu() - torch.outer(mean, mean)
         variance = torch.einsum("ck,kl,cl->c", self.weight, covariance, self.weight).clamp_min(0)
         return self.weight @ (mean + offset), variance
 
     def norm(self, waveform: Tensor) -> WaveformNorm:
-        """For a whole clip (N,) at 16 kHz, N at least the first layer's kernel."""
+        """For a whole clip (N,) at 16 kHz, N at least the first layer's kernel, on a device that has float64."""
         blocks = waveform.split(BLOCK_SAMPLES)
         offset = sum(float(block.double().sum()) for block in blocks) / len(waveform)
         peak = max(float((block - offset).abs().max()) for block in blocks)

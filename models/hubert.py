@@ -96,7 +96,7 @@ class ConvFeatureExtractor(nn.Module):
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
-        self.eps = config.eps
+        self.config = config
         self.conv_layers = nn.ModuleList()
         channels = 1
         for index, out in enumerate(config.conv_channels):
@@ -109,9 +109,19 @@ class ConvFeatureExtractor(nn.Module):
         first = self.first
         return self._rest(first.norm(first.conv(waveform.unsqueeze(1))))
 
-    def with_statistics(self, waveform: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """The same with the norm given as `host.WaveformNorm` makes it: scale and shift (1, C, 1)."""
-        return self._rest(self.first.conv(waveform.unsqueeze(1)) * scale + shift)
+    def with_statistics(self, waveform: Tensor, scale: Tensor, shift: Tensor, piece: int | None = None) -> Tensor:
+        """The same with the norm given as `host.WaveformNorm` makes it: scale and shift (1, C, 1).
+
+        `piece` frames are computed at a time, which changes nothing: no convolution here is padded.
+        """
+        frames = self.config.frames(int(waveform.shape[1]))
+        if piece is None or frames <= piece:
+            return self._rest(self.first.conv(waveform.unsqueeze(1)) * scale + shift)
+        stride, parts = self.config.stride, []
+        for start in range(0, frames, piece):
+            samples = self.config.samples(min(piece, frames - start))
+            parts.append(self.with_statistics(waveform[:, start * stride : start * stride + samples], scale, shift))
+        return torch.cat(parts, dim=2)
 
     @property
     def first(self) -> ConvLayer:
@@ -128,6 +138,8 @@ class ConvFeatureExtractor(nn.Module):
 class SelfAttention(nn.Module):
     """(1, F, hidden) -> (1, F, hidden)."""
 
+    fused = True  # without a mask, scores are never held as a whole; benchmarks turn it off to measure what it gains
+
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
         self.heads, self.width = heads, hidden // heads
@@ -141,10 +153,13 @@ class SelfAttention(nn.Module):
         frames = int(x.shape[1])
         query = self._split(self.q_proj(x) * (1.0 / self.width**0.5), frames)
         key, value = self._split(self.k_proj(x), frames), self._split(self.v_proj(x), frames)
-        scores = torch.matmul(query, key.transpose(2, 3))
-        if key_bias is not None:
-            scores = scores + key_bias
-        out = torch.matmul(torch.softmax(scores, dim=-1), value)
+        if key_bias is None and self.fused:
+            out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        else:  # written out, so that packages keep operations that every target has
+            scores = torch.matmul(query, key.transpose(2, 3))
+            if key_bias is not None:
+                scores = scores + key_bias
+            out = torch.matmul(torch.softmax(scores, dim=-1), value)
         return self.out_proj(out.transpose(1, 2).reshape(1, frames, self.heads * self.width))
 
     def _split(self, x: Tensor, frames: int) -> Tensor:
@@ -226,7 +241,10 @@ class Hubert(nn.Module):
             raise ValueError(f"version {version!r} is not available from this encoder, which offers {', '.join(self.versions)}")
         if waveform.shape[1] < self.config.receptive_field:
             raise ValueError(f"waveform has {waveform.shape[1]} samples, fewer than the {self.config.receptive_field} of one frame")
-        x = self.project(self.feature_extractor(waveform))
+        return self.encode(self.project(self.feature_extractor(waveform)), version)
+
+    def encode(self, x: Tensor, version: str) -> Tensor:
+        """Projected frames (1, F, hidden) -> the features of a version, running no layer beyond the one it reads."""
         if version == "v1":
             return self.final_proj(self.encoder(x, (self.config.v1_layer,))[0])
         return self.encoder(x, (self.config.layers,))[0]

@@ -38,21 +38,23 @@ def harmonic_source(
     bias: Tensor,
     phases: Tensor | None = None,
 ) -> Tensor:
-    """The decoder's source input, float32 (1, 1, T * samples_per_frame), made on the CPU.
+    """The decoder's source input, float32 (1, 1, T * samples_per_frame), made where the noise lies.
 
     Sine where voiced, noise everywhere, then `m_source`: tanh(weight * excitation + bias). pitchf (1, T) in Hz with 0
     for unvoiced; source_noise standard normal (1, T * samples_per_frame, 1). `phases` (1, T) are the frames' starting
     phases in cycles when they are part of a longer clip (see `frame_phases`).
     """
-    pitch = pitchf.detach().cpu().double()
     if phases is None:
-        phases = frame_phases(pitch)
+        phases = frame_phases(pitchf.detach().cpu())
+    device = source_noise.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64; within a frame float32 is enough
+    pitch, phases = (values.detach().to(dtype).to(device) for values in (pitchf, phases))
     rate = samples_per_frame * FRAMES_PER_SECOND
-    steps = torch.arange(1, samples_per_frame + 1, dtype=torch.float64) / rate
+    steps = torch.arange(1, samples_per_frame + 1, dtype=dtype, device=device) / rate
     phase = phases.unsqueeze(-1) + pitch.unsqueeze(-1) * steps
     sine = SINE_AMPLITUDE * torch.sin(2 * math.pi * torch.frac(phase))
-    voiced = (pitch > 0).double().unsqueeze(-1)
+    voiced = (pitch > 0).to(dtype).unsqueeze(-1)
     noise_level = voiced * VOICED_NOISE + (1 - voiced) * UNVOICED_NOISE
-    noise = source_noise.detach().cpu().double().reshape(1, -1, samples_per_frame)
+    noise = source_noise.detach().to(dtype).reshape(1, -1, samples_per_frame)
     excitation = (sine * voiced + noise_level * noise).reshape(1, 1, -1)
-    return torch.tanh(weight.detach().cpu().double().reshape(()) * excitation + bias.detach().cpu().double().reshape(())).float()
+    return torch.tanh(float(weight.detach().reshape(())) * excitation + float(bias.detach().reshape(()))).float()

@@ -2,12 +2,13 @@
 
 A stage takes exactly the tensors its package takes and computes what the unpadded network computes in the valid part
 of the window: everything random, everything that sums phase, every table look-up and the statistics that span a whole
-clip are inputs made on the host. The torch backend runs these modules, the converter traces them, and the reference
-executor and Core ML are compared with them.
+clip are inputs made on the host. The converter traces these modules, and the reference executor and Core ML are
+compared with them. The torch backend runs them too, at any length and without the mask (`compute`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from .flow import RECEPTIVE_FIELD
 from .generator import context_frames
 from .hubert import Hubert
+from .pitch_network import PitchNetwork
 from .synthesizer import Synthesizer, sample_prior
+from .text_encoder import masked
 
 VALID_INPUT = "mask"  # every stage has it: float32, 1 where a frame is valid
 
@@ -48,8 +51,8 @@ class Stage(nn.Module):
     """Base of all stages. `forward` takes `inputs` in order and returns `outputs` as a tuple."""
 
     name: ClassVar[str]
-    description: ClassVar[str]
-    host_entries: ClassVar[tuple[str, ...]] = ()  # checkpoint entries (prefixes) that stay on the host
+    description: str
+    host_entries: tuple[str, ...] = ()  # checkpoint entries (prefixes) that stay on the host
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -63,6 +66,15 @@ class Stage(nn.Module):
         """The mask input (1, 1, window) for a clip of `valid` frames."""
         return (torch.arange(self.window) < valid).float().reshape(1, 1, -1)
 
+    def compute(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> dict[str, Tensor]:
+        """Outputs by name for inputs of any length by name; the mask may be left out where every frame is valid.
+
+        `wanted` names the one output that will be read, so that no work goes into others.
+        """
+        del wanted
+        results = self(*(inputs.get(spec.name) for spec in self.inputs))
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+
 
 class ContentEncoderStage(Stage):
     """HuBERT over a window of waveform; v2 features always, v1 features where the encoder has `final_proj`."""
@@ -74,6 +86,7 @@ class ContentEncoderStage(Stage):
     def __init__(self, hubert: Hubert, window: int) -> None:
         super().__init__(window, ATTENTION_OVERLAP[self.name])
         self.hubert = hubert
+        self.piece: int | None = None  # frames that the convolutions take at a time; None: all
         config = hubert.config
         channels = config.conv_channels[0]
         self.samples = config.samples(window)
@@ -89,15 +102,24 @@ class ContentEncoderStage(Stage):
             outputs.append(TensorSpec("features_v1", (1, window, config.projection), note, time_axis=1))
         self.outputs = tuple(outputs)
 
-    def forward(self, waveform: Tensor, norm_scale: Tensor, norm_shift: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, waveform: Tensor, norm_scale: Tensor, norm_shift: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         hubert = self.hubert
-        frame_mask = mask.transpose(1, 2)
+        frame_mask = None if mask is None else mask.transpose(1, 2)
         x = hubert.project(hubert.feature_extractor.with_statistics(waveform, norm_scale, norm_shift))
         upto = (hubert.config.layers, hubert.config.v1_layer)
         last, middle = hubert.encoder(x, upto, frame_mask)
         if hubert.config.projection is None:
-            return (last * frame_mask,)
-        return last * frame_mask, hubert.final_proj(middle) * frame_mask
+            return (masked(last, frame_mask),)
+        return masked(last, frame_mask), masked(hubert.final_proj(middle), frame_mask)
+
+    def compute(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> dict[str, Tensor]:
+        """As the other stages; with one output wanted and no mask, only the layers below it run."""
+        if wanted is None or VALID_INPUT in inputs:
+            return super().compute(inputs)
+        hubert = self.hubert
+        x = hubert.feature_extractor.with_statistics(inputs["waveform"], inputs["norm_scale"], inputs["norm_shift"], self.piece)
+        version = wanted.removeprefix("features_")
+        return {wanted: hubert.encode(hubert.project(x), version)}
 
 
 class TextEncoderStage(Stage):
@@ -146,8 +168,8 @@ class FlowStage(Stage):
         )
         self.outputs = (TensorSpec("z", shape, "latent for the decoder"),)
 
-    def forward(self, m_p: Tensor, logs_p: Tensor, noise: Tensor, g: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        return (self.flow(sample_prior(m_p, logs_p, noise) * mask, g, mask),)
+    def forward(self, m_p: Tensor, logs_p: Tensor, noise: Tensor, g: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        return (self.flow(masked(sample_prior(m_p, logs_p, noise), mask), g, mask),)
 
 
 class DecoderStage(Stage):
@@ -160,6 +182,7 @@ class DecoderStage(Stage):
     def __init__(self, synthesizer: Synthesizer, window: int) -> None:
         super().__init__(window, context_frames(synthesizer.config))
         self.dec = synthesizer.dec
+        self.piece: int | None = None  # bytes of an activation that are computed at a time; None: all
         self.has_f0 = synthesizer.has_f0
         config = synthesizer.config
         samples = window * config.samples_per_frame
@@ -176,7 +199,7 @@ class DecoderStage(Stage):
 
     def forward(self, z: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         g, mask = rest[-2:]
-        return (self.dec(z, g, rest[0] if self.has_f0 else None, mask),)
+        return (self.dec(z, g, rest[0] if self.has_f0 else None, mask, self.piece if mask is None else None),)
 
 
 def content_encoder_stage(hubert: Hubert, window: int | None = None) -> ContentEncoderStage:
@@ -190,3 +213,35 @@ def voice_stage(name: str, synthesizer: Synthesizer, window: int | None = None) 
         kind.name: kind for kind in (TextEncoderStage, FlowStage, DecoderStage)
     }
     return kinds[name](synthesizer, window or DEFAULT_WINDOWS[name]).eval()
+
+
+class PitchStage(Stage):
+    """The body of a pitch network over a window of prepared features; what sees the whole clip stays on the host."""
+
+    name = "pitch"
+
+    def __init__(self, network: PitchNetwork, window: int) -> None:
+        super().__init__(window, network.context)
+        self.network = network
+        self.description = f"{network.title}: pitch features to {network.output[0]}, 100 frames a second"
+        self.host_entries = network.host_entries
+        output, width = network.output
+        sizes = list(network.feature_shape)
+        sizes[network.frame_axis] = window
+        self.inputs = (
+            TensorSpec("features", tuple(sizes), "one frame for every 10 ms, as the host prepares them", time_axis=network.frame_axis),
+            *(TensorSpec(name, shape, "over the whole clip: one for each channel") for name, shape in network.statistics_shapes.items()),
+            TensorSpec(VALID_INPUT, (1, 1, window), "1 where the 10 ms frame is valid, 0 where it is padding"),
+        )
+        self.outputs = (TensorSpec(output, (1, window, width), f"{output} of each frame", time_axis=1),)
+
+    def forward(self, features: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
+        *statistics, mask = rest
+        given = [value for value in statistics if value is not None]
+        found = self.network.body(features, mask, *given)
+        return (masked(found, None if mask is None else mask.transpose(1, 2)),)
+
+
+def pitch_stage(network: PitchNetwork, window: int | None = None) -> PitchStage:
+    """A pitch network's stage at a window of 10 ms frames (default: the network's own)."""
+    return PitchStage(network, window or network.default_window).eval()

@@ -17,6 +17,9 @@ PITCH_BINS = 256  # coarse pitch runs from 1 to 255
 LEAKY_SLOPE = 0.1
 MASKED_SCORE = -1e4  # upstream's fill value; finite, so that half precision keeps it
 NORM_EPS = 1e-5
+WHOLE_FRAMES = 1024  # clips up to here, all packages among them, hold their scores as one square
+QUERY_BLOCK = 256  # queries at a time beyond: their scores stay in a core's cache
+DEVICE_QUERY_BLOCK = 2048  # the same on a GPU, which wants few and large operations
 
 
 class ChannelLayerNorm(nn.Module):
@@ -54,14 +57,33 @@ class MultiHeadAttention(nn.Module):
         query = self._split(self.conv_q(x) / math.sqrt(self.head_channels), frames)
         key = self._split(self.conv_k(x), frames)
         value = self._split(self.conv_v(x), frames)
+        if frames <= WHOLE_FRAMES:
+            scores = torch.matmul(query, key.transpose(1, 2))
+            scores = scores + spread_band(torch.matmul(query, self.emb_rel_k.transpose(1, 2)), self.heads, frames)
+            if key_bias is not None:
+                scores = scores + key_bias
+            weights = torch.softmax(scores, dim=-1)
+            out = torch.matmul(weights, value) + torch.matmul(gather_band(weights, self.heads, frames), self.emb_rel_v)
+        else:
+            rows = QUERY_BLOCK if x.device.type == "cpu" else DEVICE_QUERY_BLOCK
+            parts = [self._rows(query[:, start : start + rows], start, key, value, key_bias) for start in range(0, frames, rows)]
+            out = torch.cat(parts, dim=1)
+        out = out.transpose(1, 2).reshape(1, self.heads * self.head_channels, frames)
+        return self.conv_o(out)
+
+    def _rows(self, query: Tensor, start: int, key: Tensor, value: Tensor, key_bias: Tensor | None) -> Tensor:
+        """The queries from `start` on, (heads, rows, width), against all keys: the same sums without the whole square in memory."""
+        rows, frames = query.shape[1], key.shape[1]
+        low, high = max(0, start - RELATIVE_WINDOW), min(frames, start + rows + RELATIVE_WINDOW)
+        left, right = low - (start - RELATIVE_WINDOW), start + rows + RELATIVE_WINDOW - high
         scores = torch.matmul(query, key.transpose(1, 2))
-        scores = scores + spread_band(torch.matmul(query, self.emb_rel_k.transpose(1, 2)), self.heads, frames)
+        band = _shear(torch.matmul(query, self.emb_rel_k.transpose(1, 2)), self.heads, rows)
+        scores[:, :, low:high] += band[:, :, left : band.shape[2] - right]
         if key_bias is not None:
             scores = scores + key_bias
         weights = torch.softmax(scores, dim=-1)
-        out = torch.matmul(weights, value) + torch.matmul(gather_band(weights, self.heads, frames), self.emb_rel_v)
-        out = out.transpose(1, 2).reshape(1, self.heads * self.head_channels, frames)
-        return self.conv_o(out)
+        near = _unshear(F.pad(weights[:, :, low:high], (left, right)), self.heads, rows)
+        return torch.matmul(weights, value) + torch.matmul(near, self.emb_rel_v)
 
     def _split(self, x: Tensor, frames: int) -> Tensor:
         """(1, C, T) -> (heads, T, C / heads)."""
@@ -69,21 +91,30 @@ class MultiHeadAttention(nn.Module):
 
 
 def spread_band(band: Tensor, heads: int, frames: int) -> Tensor:
-    """(heads, T, 21), one row of relative offsets for each query -> (heads, T, T), zero outside the band.
-
-    Entry r of row i lands on column i + r - 10: padding every row by T and re-reading the flat buffer with rows one
-    shorter shifts row i by i.
-    """
-    width = frames + 2 * RELATIVE_WINDOW
-    flat = F.pad(band, (0, frames)).reshape(heads, frames * (width + 1))
-    return flat[:, : frames * width].reshape(heads, frames, width)[:, :, RELATIVE_WINDOW : RELATIVE_WINDOW + frames]
+    """(heads, T, 21), one row of relative offsets for each query -> (heads, T, T), zero outside the band."""
+    return _shear(band, heads, frames)[:, :, RELATIVE_WINDOW : RELATIVE_WINDOW + frames]
 
 
 def gather_band(square: Tensor, heads: int, frames: int) -> Tensor:
     """The inverse reading: (heads, T, T) -> (heads, T, 21) around the diagonal, zero beyond the edges."""
-    width = frames + 2 * RELATIVE_WINDOW
-    flat = F.pad(square, (RELATIVE_WINDOW, RELATIVE_WINDOW)).reshape(heads, frames * width)
-    return F.pad(flat, (0, frames)).reshape(heads, frames, width + 1)[:, :, : 2 * RELATIVE_WINDOW + 1]
+    return _unshear(F.pad(square, (RELATIVE_WINDOW, RELATIVE_WINDOW)), heads, frames)
+
+
+def _shear(band: Tensor, heads: int, rows: int) -> Tensor:
+    """(heads, rows, 21) -> (heads, rows, rows + 20): entry r of row i lands on column i + r.
+
+    Padding every row and re-reading the flat buffer with rows one shorter shifts row i by i.
+    """
+    width = rows + 2 * RELATIVE_WINDOW
+    flat = F.pad(band, (0, rows)).reshape(heads, rows * (width + 1))
+    return flat[:, : rows * width].reshape(heads, rows, width)
+
+
+def _unshear(square: Tensor, heads: int, rows: int) -> Tensor:
+    """The inverse reading: (heads, rows, rows + 20) -> (heads, rows, 21)."""
+    width = rows + 2 * RELATIVE_WINDOW
+    flat = square.reshape(heads, rows * width)
+    return F.pad(flat, (0, rows)).reshape(heads, rows, width + 1)[:, :, : 2 * RELATIVE_WINDOW + 1]
 
 
 class FeedForward(nn.Module):

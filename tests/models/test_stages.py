@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rvc_coreml.models import ContentHost, Hubert, Synthesizer, VoiceConfig, VoiceHost, load_voice, read_hubert, sample_prior
-from rvc_coreml.models.checkpoint.state import fold_weight_norm
-from rvc_coreml.models.config import PHONE_CHANNELS
+from rvc_coreml.models import ContentHost, VoiceConfig, VoiceHost, load_voice, read_hubert, sample_prior
 from rvc_coreml.models.flow import RECEPTIVE_FIELD
 from rvc_coreml.models.generator import context_frames
 from rvc_coreml.models.stages import DEFAULT_WINDOWS, VALID_INPUT, VOICE_STAGES, Stage, content_encoder_stage, voice_stage
 from safetensors.torch import save_file
-from support.checkpoints import SMALL_HUBERT, UPSAMPLING, hubert_state, small_config, voice_state, write_small_hubert, write_voice
+from support.checkpoints import SMALL_HUBERT, UPSAMPLING, small_config, write_small_hubert, write_voice
+from support.small_networks import exact_hubert, hubert, normal, voice
 from torch import Tensor
 
 TOLERANCE = 1e-4
@@ -29,31 +27,6 @@ WINDOWS = {"content_encoder": 40, "text_encoder": 40, "flow": 30, "decoder": 12}
 VOICE_KINDS = [("v2", 40000, True, "1"), ("v1", 32000, False, "1"), ("v2", 24000, True, "2")]
 garbage_scales = st.sampled_from([0.0, 1.0, 10.0])
 few = settings(max_examples=40, deadline=None)
-
-
-@cache
-def hubert() -> Hubert:
-    network = Hubert(SMALL_HUBERT)
-    state = fold_weight_norm(Path("seeded"), hubert_state(SMALL_HUBERT))
-    network.load_state_dict({name: state[name] for name in network.state_dict()})
-    return network.eval()
-
-
-@cache
-def exact_hubert() -> Hubert:
-    return copy.deepcopy(hubert()).double()
-
-
-@cache
-def voice(version: str, rate: int, f0: bool, resblock: str = "1") -> Synthesizer:
-    config = small_config(version, rate, resblock=resblock)
-    synthesizer = Synthesizer(VoiceConfig.from_list(config), PHONE_CHANNELS[version], f0)
-    synthesizer.load_state_dict(fold_weight_norm(Path("seeded"), voice_state(config, version, f0)))
-    return synthesizer.eval()
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def padded(values: Tensor, length: int, axis: int, scale: float) -> Tensor:
