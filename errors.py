@@ -48,6 +48,10 @@ class IncompleteCheckpoint(CheckpointError):
     """Entries are missing, have wrong shapes, or hold values that are not finite."""
 
 
+class ArchiveError(UsageError):
+    """A zip archive that cannot be read, or that is not safe to unpack."""
+
+
 class AudioError(UsageError):
     """Audio that cannot be read, used or written."""
 
@@ -56,12 +60,20 @@ class LibraryError(UsageError):
     """A model library that is missing, damaged, or lacks what was asked for."""
 
 
+class IndexFileError(UsageError):
+    """A feature index that cannot be read, or does not fit the voice."""
+
+
 class PackageError(UsageError):
     """A Core ML package that cannot be read or run here."""
 
 
 class BackendError(RvcCoremlError):
     """A backend that cannot run on this machine, or failed while running."""
+
+
+class DownloadError(RvcCoremlError):
+    """A file that could not be fetched, or that is not the one that was published."""
 
 
 class ConversionError(RvcCoremlError):
