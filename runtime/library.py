@@ -4,6 +4,8 @@
     LIB/content_encoder/<build>/...            its package, operation map, golden tensors and weights
     LIB/voices/<name>/manifest.json            any number of voices
     LIB/voices/<name>/<build>/...
+    LIB/pitch/<kind>/manifest.json             any pitch models: rmvpe, fcpe, crepe, crepe-tiny
+    LIB/pitch/<kind>/<build>/...
 
 A manifest names the build it belongs to and is replaced in one step after the build is complete, so at any moment a
 component is the old one or the new one. Builds that no manifest names are left-overs of a crash; the next conversion
@@ -26,17 +28,20 @@ from ..errors import LibraryError
 from ..models.stages import VOICE_STAGES
 from .files import output_errors, sync_tree, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CONTENT_ENCODER = "content_encoder"
 VOICES = "voices"
+PITCH = "pitch"
 WEIGHTS = "weights.safetensors"
-INDEX = "features.index"
+INDEX = "index.safetensors"
 # Kind of component -> its stages and what its details have to say.
 _REQUIRED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     CONTENT_ENCODER: ((CONTENT_ENCODER,), ("versions",)),
     "voice": (VOICE_STAGES, ("version", "sample_rate", "f0", "speakers")),
+    PITCH: ((PITCH,), ()),
 }
+_INDEX_ENTRIES = ("file", "sha256", "stored", "vectors", "cells", "nprobe", "width")
 _TEMPORARY = ".convert-"
 _LOCK = ".lock"
 MAX_NAME = 100
@@ -78,7 +83,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Component:
-    """A content encoder or a voice in a library."""
+    """A content encoder, a voice or a pitch model in a library."""
 
     folder: Path
     manifest: Manifest
@@ -93,8 +98,15 @@ class Component:
         return self.build / WEIGHTS
 
     @property
+    def index(self) -> Path | None:
+        """The feature index beside a voice, where it has one."""
+        return None if self.manifest.index is None else self.build / self.manifest.index["stored"]
+
+    @property
     def title(self) -> str:
-        return "content encoder" if self.manifest.kind == CONTENT_ENCODER else f"voice {self.manifest.name!r}"
+        if self.manifest.kind == CONTENT_ENCODER:
+            return "content encoder"
+        return f"pitch model {self.manifest.name!r}" if self.manifest.kind == PITCH else f"voice {self.manifest.name!r}"
 
     def package(self, stage: str) -> Path:
         return self.build / self.manifest.stages[stage].package
@@ -119,7 +131,7 @@ class Library:
         library = cls(path)
         if not library.path.is_dir():
             raise LibraryError(f"{library.path} is not a model library: the folder does not exist (rvc-coreml convert makes one)")
-        if not library.has_content_encoder() and not library.voice_names():
+        if not library.has_content_encoder() and not library.voice_names() and not library.pitch_kinds():
             raise LibraryError(f"{library.path} is not a model library: it holds no content encoder and no voice")
         return library
 
@@ -143,8 +155,19 @@ class Library:
             raise LibraryError(f"{self.path} has no voice {name!r}; its voices are: {known}")
         return _component(self.path / VOICES / name)
 
+    def pitch_kinds(self) -> list[str]:
+        """Kinds of the pitch models that are there."""
+        return sorted(item.parent.name for item in (self.path / PITCH).glob(f"*/{MANIFEST}"))
+
+    def pitch_model(self, kind: str) -> Component:
+        """Raises LibraryError for a kind that the library has not."""
+        if kind not in self.pitch_kinds():
+            raise LibraryError(f"{self.path} has no pitch model {kind!r}; add it with 'rvc-coreml convert pitch FILE -o {self.path}'")
+        return _component(self.path / PITCH / kind)
+
     def components(self) -> list[Component]:
         found = [self.content_encoder()] if self.has_content_encoder() else []
+        found += [self.pitch_model(kind) for kind in self.pitch_kinds()]
         return found + [self.voice(name) for name in self.voice_names()]
 
     def existing(self, kind: str, name: str) -> Component | None:
@@ -193,7 +216,9 @@ class Library:
         return Component(folder, manifest)
 
     def _folder(self, kind: str, name: str) -> Path:
-        return self.path / CONTENT_ENCODER if kind == CONTENT_ENCODER else self.path / VOICES / name
+        if kind == CONTENT_ENCODER:
+            return self.path / CONTENT_ENCODER
+        return self.path / (PITCH if kind == PITCH else VOICES) / name
 
 
 def check_name(name: str) -> None:
@@ -232,10 +257,14 @@ def _read_component(folder: Path) -> Component:
         values["stages"] = {name: StageEntry(**entry) for name, entry in values["stages"].items()}
         manifest = Manifest(**values)
         names = [manifest.build, *(part for entry in manifest.stages.values() for part in (entry.package, entry.golden, entry.operations))]
+        if manifest.index is not None:
+            names.append(manifest.index["stored"])
         if any(not isinstance(name, str) or not name.isprintable() for name in names):
             raise ValueError("a path is no text")
         stages, details = _REQUIRED[manifest.kind]
-        wanted = ((stages, manifest.stages), (details, manifest.details), (("file", "sha256"), manifest.source))
+        wanted = [(stages, manifest.stages), (details, manifest.details), (("file", "sha256"), manifest.source)]
+        if manifest.index is not None:
+            wanted.append((_INDEX_ENTRIES, manifest.index))
         missing = [name for names, given in wanted for name in names if name not in given]
         if missing:
             raise ValueError(f"{missing[0]} is missing")
@@ -247,7 +276,7 @@ def _read_component(folder: Path) -> Component:
 def _check(component: Component) -> None:
     """Every path of the manifest exists and lies inside the component, and every window is larger than its context."""
     root = component.folder.resolve()
-    paths = [component.weights]
+    paths = [component.weights, *([] if component.index is None else [component.index])]
     for name, entry in component.manifest.stages.items():
         if not (isinstance(entry.window, int) and isinstance(entry.context, int) and 0 <= 2 * entry.context < entry.window):
             raise LibraryError(f"{component.folder / MANIFEST} is damaged (window {entry.window}, context {entry.context}): convert again")

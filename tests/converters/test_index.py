@@ -1,45 +1,73 @@
-"""Feature indexes are accepted only where they fit the voice."""
+"""A voice's index goes through a conversion into the library, or stops it before it begins."""
 
 from __future__ import annotations
 
-import faiss
-import numpy as np
+import json
+import shutil
+from pathlib import Path
+
 import pytest
-from rvc_coreml.converters.index import check_index
-from rvc_coreml.errors import UsageError
+from rvc_coreml.converters.conversion import convert_voice
+from rvc_coreml.converters.index import check_index, keep_index
+from rvc_coreml.errors import IndexFileError, LibraryError
+from rvc_coreml.runtime.files import sha256
+from rvc_coreml.runtime.library import Library
+from rvc_coreml.runtime.retrieval import load_index, read_index
+from support.checkpoints import write_voice
+from support.indexes import clustered, ivf, write
+
+NAME = "added_IVF5_Flat_nprobe_1_singer_v2.index"
 
 
-def write_index(path, width, count):
-    index = faiss.index_factory(width, "IVF4,Flat")
-    vectors = np.random.default_rng(0).standard_normal((200, width)).astype(np.float32)
-    index.train(vectors)
-    if count:
-        index.add(vectors[:count])
-    faiss.write_index(index, str(path))
-    return path
+def added(folder: Path, width: int = 768) -> Path:
+    return write(ivf(clustered(60, width), 5), folder / NAME)
 
 
-@pytest.mark.parametrize("width", [256, 768])
-def test_an_index_of_the_voices_width_is_accepted(tmp_path, width):
-    check_index(write_index(tmp_path / "added.index", width, 50), width)
+def test_a_converted_voice_has_its_index_beside_it(tmp_path: Path) -> None:
+    index = added(tmp_path)
+    write(ivf(clustered(60, 768), 5, added=0), tmp_path / NAME.replace("added", "trained"))
+    voice = write_voice(tmp_path / "singer.pth", f0=False)
+    component = convert_voice(voice, tmp_path / "library", index=tmp_path / NAME.replace("added", "trained"))
+    found = Library(tmp_path / "library").voice("singer")
+    assert component.index == found.index == component.build / "index.safetensors"
+    assert found.manifest.index == {
+        "file": NAME,
+        "sha256": sha256(index),
+        "stored": "index.safetensors",
+        "vectors": 60,
+        "cells": 5,
+        "nprobe": 1,
+        "width": 768,
+    }
+    assert load_index(found.index).vectors.equal(read_index(index).vectors)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda folder: folder / "none.index", "does not exist"),
-        (lambda folder: write_index(folder / "other.index", 256, 50), "width 256"),
-        (lambda folder: write_index(folder / "trained.index", 768, 0), "no vectors"),
-        (lambda folder: _write(folder / "random.index", b"\x00" * 100), "not a feature index"),
-        (lambda folder: _write(folder / "short.index", b"IwFl"), "not a feature index"),
-    ],
-    ids=["missing", "width", "empty", "random", "short"],
-)
-def test_others_are_refused_with_the_reason(tmp_path, make, message):
-    with pytest.raises(UsageError, match=message):
-        check_index(make(tmp_path), 768)
+def test_a_library_without_its_index_or_with_less_said_of_it_is_refused(tmp_path: Path, small_library: Path) -> None:
+    library = Library(shutil.copytree(small_library, tmp_path / "library"))
+    assert library.voice("v2").index is None
+    folder = tmp_path / "library" / "voices" / "v2"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = keep_index(check_index(added(tmp_path), 768), folder / manifest["build"])
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "index": entry}))
+    assert library.voice("v2").index == folder / manifest["build"] / "index.safetensors"
+    for changed in ({**entry, "stored": 3}, {**entry, "stored": "../../../../added.index"}, {"stored": "index.safetensors"}, [], "x"):
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "index": changed}))
+        with pytest.raises(LibraryError, match=r"damaged|outside"):
+            library.voice("v2")
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "index": entry}))
+    (folder / manifest["build"] / "index.safetensors").unlink()
+    with pytest.raises(LibraryError, match="incomplete"):
+        library.voice("v2")
 
 
-def _write(path, data):
-    path.write_bytes(data)
-    return path
+def test_damage_in_the_last_vector_stops_a_conversion_before_anything_is_written(tmp_path: Path) -> None:
+    index = added(tmp_path)
+    index.write_bytes(index.read_bytes()[:-8] + b"\xff" * 8)
+    with pytest.raises(IndexFileError, match="damaged"):
+        convert_voice(write_voice(tmp_path / "singer.pth", f0=False), tmp_path / "library", index=index)
+    assert not (tmp_path / "library").exists()
+
+
+def test_another_voices_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IndexFileError, match="width 256 and the voice needs 768"):
+        check_index(added(tmp_path, 256), 768)
