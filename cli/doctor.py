@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from ..errors import UsageError
 from .common import JSON_HELP, print_json
 
 
 @click.command()
+@click.option("-m", "--model-library", "library", metavar="LIB", help="Also show what runs the stages of a library.")
+@click.option("--run", is_flag=True, help="Load the library's stages and check each, instead of saying what would be tried.")
+@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="TOML file of settings; RVC_COREML_CONFIG otherwise.")
 @click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
-def command(as_json: bool) -> None:
-    """Show versions, devices, and what works on this machine.
+def command(library: str | None, run: bool, config: Path | None, as_json: bool) -> None:
+    """Show versions, devices, settings, and what works on this machine.
+
+    Every setting comes with its source: the device's default, a file, an environment variable. The expected speed is an
+    estimate from a short computation.
 
     \b
-    Example:
+    Examples:
       rvc-coreml doctor
+      rvc-coreml doctor -m library --run
     """
     from ..runtime.doctor import examine
+    from ..runtime.library import Library
 
-    report = examine()
+    if run and library is None:
+        raise UsageError("there is nothing to run without a library: name one with -m")
+    report = examine(Library.open(library) if library else None, config, run=run)
     if as_json:
         print_json(report)
         return

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ...errors import PackageError
+from ..memory import available_to_process
 from .program import DTYPES, Block, Operation, StateType, TensorType, ValueType
 from .registry import State
 
@@ -28,7 +26,6 @@ BASE_BYTES = 1 << 30
 PER_PACKAGE_BYTE = 32  # one bit of a palette can become a float32
 PER_INPUT_BYTE = 64
 SHARE_OF_MEMORY = 0.75
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def default_memory_limit(package_bytes: int, input_bytes: int) -> int:
@@ -39,21 +36,6 @@ def default_memory_limit(package_bytes: int, input_bytes: int) -> int:
     """
     wanted = BASE_BYTES + PER_PACKAGE_BYTE * package_bytes + PER_INPUT_BYTE * input_bytes
     return min(wanted, int(SHARE_OF_MEMORY * available_to_process()))
-
-
-def available_to_process() -> int:
-    """Bytes that this process may have: the machine's memory, its container's or its own limit."""
-    allowed = [psutil.virtual_memory().total]
-    with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
-        allowed.append(int(_CGROUP.read_text()))
-    if sys.platform != "win32":
-        import resource
-
-        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-            soft, _hard = resource.getrlimit(kind)
-            if soft != resource.RLIM_INFINITY:
-                allowed.append(soft)
-    return min(allowed)
 
 
 def check_declared(block: Block, limit: int) -> None:

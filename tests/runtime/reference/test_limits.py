@@ -23,7 +23,6 @@ from rvc_coreml.runtime.reference.limits import (
     PER_PACKAGE_BYTE,
     SHARE_OF_MEMORY,
     Holdings,
-    available_to_process,
     default_memory_limit,
     shown_bytes,
 )
@@ -584,16 +583,6 @@ def test_the_default_is_taken_from_the_package_on_disk(tmp_path: Path, monkeypat
     assert model.memory_limit(0) == BASE_BYTES + PER_PACKAGE_BYTE * size
     assert model.memory_limit(1000) - model.memory_limit(0) == 1000 * PER_INPUT_BYTE
     assert ReferenceModel(path, memory_limit=123_456).memory_limit(1000) == 123_456
-
-
-def test_what_a_process_may_have_is_the_least_of_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cgroup = tmp_path / "memory.max"
-    monkeypatch.setattr(limits, "_CGROUP", cgroup)
-    whole = available_to_process()
-    assert whole > 1e8
-    for text, wanted in (("max\n", whole), ("1000000\n", 1_000_000), ("9" * 30, whole), ("", whole)):
-        cgroup.write_text(text)
-        assert available_to_process() == wanted
 
 
 @pytest.mark.parametrize(
