@@ -72,8 +72,8 @@ def audit_package(path: Path, stage: Stage, operations: Mapping[str, str]) -> Au
 
 
 def _bare(stage: nn.Module, name: str) -> str:
-    """A parameter's checkpoint name: the content encoder's lie one level down."""
-    return name.removeprefix("hubert.") if hasattr(stage, "hubert") else name
+    """A parameter's checkpoint name: those of a content encoder and a pitch model lie one level down."""
+    return next((name.removeprefix(f"{part}.") for part in ("hubert", "network") if hasattr(stage, part)), name)
 
 
 def _is_data(constant: Constant) -> bool:

@@ -6,7 +6,6 @@ library as it was.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,17 +20,18 @@ from torch import Tensor
 from .. import __version__
 from ..errors import ConversionError, LibraryError, UsageError
 from ..golden_outputs.thresholds import USABLE
-from ..models.checkpoint import read_hubert
+from ..models.checkpoint import load_pitch, read_hubert
 from ..models.checkpoint.hubert import WEIGHT_FILES, weight_file
 from ..models.checkpoint.voice import load_voice
 from ..models.config import PHONE_CHANNELS
-from ..models.stages import VOICE_STAGES, Stage, content_encoder_stage, voice_stage
+from ..models.stages import VOICE_STAGES, Stage, content_encoder_stage, pitch_stage, voice_stage
 from ..runtime.files import output_errors, sha256, write_json
-from ..runtime.goldens import Golden, content_inputs, make_golden, save_golden, voice_inputs
-from ..runtime.library import CONTENT_ENCODER, INDEX, WEIGHTS, Component, Library, Manifest, StageEntry, check_name, new_build
+from ..runtime.goldens import Golden, content_inputs, make_golden, pitch_inputs, save_golden, voice_inputs
+from ..runtime.library import CONTENT_ENCODER, PITCH, WEIGHTS, Component, Library, Manifest, StageEntry, check_name, new_build
 from ..runtime.reference import ReferenceModel
+from ..runtime.retrieval import IndexFile
 from .audit import audit_package
-from .index import check_index
+from .index import check_index, keep_index
 from .mlprogram import COMPUTE_UNITS, PRECISIONS, TARGET_NAME, convert_stage
 
 UNKNOWN_LICENCE = "not stated by the source file; the rights to the weights are those of their author"
@@ -117,8 +117,7 @@ def convert_voice(
     check_name(name)
     progress("reading", 0.0)
     voice = load_voice(path)
-    if index is not None:
-        check_index(Path(index), PHONE_CHANNELS[voice.version])
+    features = None if index is None else check_index(index, PHONE_CHANNELS[voice.version])
     origin = Source.of(path)
     _check_existing(target, "voice", name, origin, replace)
     stages = {stage: voice_stage(stage, voice.synthesizer) for stage in VOICE_STAGES}
@@ -142,7 +141,42 @@ def convert_voice(
         details,
         licence,
         progress,
-        index=None if index is None else Path(index),
+        index=features,
+    )
+
+
+def convert_pitch(
+    source: str | Path,
+    library: str | Path,
+    *,
+    kind: str | None = None,
+    precision: str = "fp16",
+    licence: str | None = None,
+    replace: bool = False,
+    progress: Progress = _silent,
+) -> Component:
+    """Convert an RMVPE, FCPE or CREPE file into the library's pitch model of that kind; `kind` is what it has to be.
+
+    Raises as `convert_content_encoder` does.
+    """
+    precisions = parse_precisions([precision], (PITCH,))
+    path, target = Path(source), Library(library)
+    progress("reading", 0.0)
+    checkpoint = load_pitch(path, kind)
+    origin = Source.of(path)
+    _check_existing(target, PITCH, checkpoint.kind, origin, replace)
+    stage = pitch_stage(checkpoint.network)
+    return _convert(
+        target,
+        PITCH,
+        checkpoint.kind,
+        origin,
+        {stage.name: (stage, pitch_inputs(checkpoint.network, stage, "full"))},
+        precisions,
+        _Weights(checkpoint.source_state, checkpoint.file_metadata()),
+        {"settings": checkpoint.network.settings()},
+        licence,
+        progress,
     )
 
 
@@ -175,7 +209,7 @@ def _check_existing(library: Library, kind: str, name: str, origin: Source, repl
     except LibraryError:
         return  # damaged: this conversion repairs it
     if existing is not None and not replace and existing.manifest.source["sha256"] != origin.sha256:
-        remedy = "pass --replace" if kind == CONTENT_ENCODER else "pass --replace, or choose another --name"
+        remedy = "pass --replace" if kind in (CONTENT_ENCODER, PITCH) else "pass --replace, or choose another --name"
         raise LibraryError(f"{library.path} already has a {existing.title} made from {existing.manifest.source['file']}: {remedy}")
 
 
@@ -190,23 +224,20 @@ def _convert(
     details: dict[str, Any],
     licence: str | None,
     progress: Progress,
-    index: Path | None = None,
+    index: IndexFile | None = None,
 ) -> Component:
     with library.write(kind, name) as folder:
         entries = {}
         for position, (stage_name, (stage, inputs)) in enumerate(work.items()):
             progress(stage_name, position / len(work))
             entries[stage_name] = _convert_one(stage, inputs, precisions[stage_name], folder, origin, licence)
-        stored_index = None
         with output_errors(library.path):
             save_file(
                 {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in weights.tensors.items()},
                 folder / WEIGHTS,
                 weights.metadata,
             )
-            if index is not None:
-                shutil.copyfile(index, folder / INDEX)
-                stored_index = {"file": index.name, "sha256": sha256(folder / INDEX)}
+        stored_index = None if index is None else keep_index(index, folder)
         manifest = Manifest(kind, name, new_build(origin.sha256), asdict(origin), tool_versions(), entries, details, stored_index)
         component = library.commit(folder, manifest)
     progress("done", 1.0)

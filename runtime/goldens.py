@@ -22,9 +22,10 @@ from ..errors import LibraryError
 from ..golden_outputs.metrics import Comparison, compare
 from ..models.host import ContentHost, VoiceHost
 from ..models.hubert import Hubert
-from ..models.stages import VALID_INPUT, ContentEncoderStage, Stage
+from ..models.pitch_network import PitchNetwork
+from ..models.stages import VALID_INPUT, ContentEncoderStage, PitchStage, Stage
 from ..models.synthesizer import Synthesizer, sample_prior
-from .pitch import coarse_pitch
+from .pitch import HOP, coarse_pitch
 
 CASES = ("full", "short")  # the whole window valid, and a third of it
 FEATURE_DEVIATION = 0.36  # of real ContentVec layer-12 features
@@ -109,6 +110,18 @@ def content_inputs(hubert: Hubert, stage: ContentEncoderStage, case: str) -> Arr
     padded[0, :samples] = norm.apply(waveform)
     tensors = {"waveform": padded, "norm_scale": norm.scale, "norm_shift": norm.shift, VALID_INPUT: stage.mask(frames)}
     return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def pitch_inputs(network: PitchNetwork, stage: PitchStage, case: str) -> Arrays:
+    """Inputs for a pitch model: the features of the content encoder's sound."""
+    frames = max(1, _valid(stage, case) // network.granularity) * network.granularity
+    sound = torch.from_numpy(_voiced_sound((frames - 1) * HOP))[None]
+    with torch.inference_mode():
+        prepared = network.prepare(network.features(sound))
+        statistics = dict(zip(network.statistics_shapes, network.clip_statistics(prepared), strict=True))
+    axis = network.frame_axis
+    tensors = {"features": _fit(prepared, axis, frames, stage.window), **statistics, VALID_INPUT: stage.mask(frames)}
+    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def voice_inputs(synthesizer: Synthesizer, stages: Mapping[str, Stage], case: str) -> Iterator[tuple[str, Arrays]]:

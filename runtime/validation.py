@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from ..errors import RvcCoremlError
 from ..golden_outputs.metrics import Comparison
 from ..golden_outputs.thresholds import VALID
 from ..models.hubert import Hubert
-from ..models.stages import ContentEncoderStage, Stage
+from ..models.pitch_network import PitchNetwork
+from ..models.stages import ContentEncoderStage, PitchStage, Stage
 from ..models.synthesizer import Synthesizer
-from .backends.base import Backend, StageRunner
+from .backends.base import Backend, StageRunner, predict_arrays
 from .backends.torch_backend import TorchBackend
-from .goldens import CASES, Golden, content_inputs, load_golden, make_golden, voice_inputs
+from .goldens import CASES, Golden, content_inputs, load_golden, make_golden, pitch_inputs, voice_inputs
 from .library import Component, Library
 
 RECORDED = "recorded"  # the golden file against PyTorch today: shows damaged weights or golden files
@@ -78,7 +80,7 @@ def _validate_component(component: Component, backend: Backend) -> Iterator[Chec
             try:
                 if name not in runners:
                     runners[name] = backend.load(component, name)
-                compared = golden.compare(runners[name].predict(inputs))
+                compared = golden.compare(predict_arrays(runners[name], inputs))
             except (RvcCoremlError, ValueError) as error:
                 yield _check(component, name, case, problem=str(error))
             else:
@@ -110,10 +112,11 @@ def _check(
     return Check(component.title, stage, case, output, component.manifest.stages[stage].precision, comparison, passed, problem)
 
 
-def _inputs(network: Hubert | Synthesizer, stages: dict[str, Stage], case: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    if isinstance(network, Hubert):
-        for name, stage in stages.items():
-            assert isinstance(stage, ContentEncoderStage)  # noqa: S101 - the only stage of a content encoder
+def _inputs(network: nn.Module, stages: dict[str, Stage], case: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    for name, stage in stages.items():
+        if isinstance(network, Hubert) and isinstance(stage, ContentEncoderStage):
             yield name, content_inputs(network, stage, case)
-    else:
+        elif isinstance(network, PitchNetwork) and isinstance(stage, PitchStage):
+            yield name, pitch_inputs(network, stage, case)
+    if isinstance(network, Synthesizer):
         yield from voice_inputs(network, stages, case)

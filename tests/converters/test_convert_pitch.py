@@ -1,0 +1,138 @@
+"""Pitch models into a library: packages proved, audited and run, and errors in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from rvc_coreml.cli.main import main
+from rvc_coreml.converters.audit import audit_package
+from rvc_coreml.converters.conversion import convert_pitch
+from rvc_coreml.errors import AuditError, CheckpointError, LibraryError
+from rvc_coreml.models.checkpoint.pitch import load_pitch
+from rvc_coreml.models.stages import pitch_stage
+from rvc_coreml.runtime.backends import choose_backend
+from rvc_coreml.runtime.guard import candidates_after
+from rvc_coreml.runtime.library import Library
+from rvc_coreml.runtime.pitch import estimate_pitch
+from rvc_coreml.runtime.pitch.models import LibraryPitchModels
+from rvc_coreml.runtime.validation import validate_library
+from support.damage import largest_weight
+from support.pitch_packages import crepe_file, fcpe_file
+from support.rmvpe_checkpoints import NARROW, rmvpe_state, write_rmvpe
+
+LEAST_SNR = 40.0  # dB, what is asked of RMVPE's and FCPE's packages
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rmvpe(tmp_path_factory.mktemp("source") / "rmvpe.pt")
+
+
+@pytest.fixture(scope="module")
+def library(source: Path) -> Library:
+    convert_pitch(source, source.parent / "library")
+    return Library.open(source.parent / "library")
+
+
+def test_the_package_is_proved_and_audited(library: Library) -> None:
+    component = library.pitch_model("rmvpe")
+    entry = component.manifest.stages["pitch"]
+    network = load_pitch(component.weights).network
+    on_host = sum(value.numel() for name, value in network.named_parameters() if name.startswith(network.host_entries))
+    assert component.title == "pitch model 'rmvpe'"
+    assert entry.reference_snr_db is not None
+    assert entry.reference_snr_db >= LEAST_SNR
+    assert entry.audited_values == sum(value.numel() for value in network.parameters()) - on_host
+    assert entry.window % NARROW.granularity == 0
+    assert "gru" not in entry.operation_counts
+    assert "while_loop" not in entry.operation_counts
+    assert library.components()[0].manifest == component.manifest
+
+
+def test_validate_covers_pitch_models(library: Library) -> None:
+    checks = validate_library(library, choose_backend("reference"))
+    assert {(check.stage, check.case) for check in checks} == {("pitch", "full"), ("pitch", "short"), ("pitch", "recorded")}
+    assert all(check.passed for check in checks), [check.as_dict() for check in checks if not check.passed]
+
+
+def test_package_and_pytorch_agree_on_a_clip(library: Library, speech: np.ndarray) -> None:
+    found = {}
+    for backend in ("reference", "torch"):
+        notes: list[str] = []
+        models = LibraryPitchModels(library, candidates_after(choose_backend(backend)), notes.append)
+        assert models.available() == ["rmvpe"]
+        found[backend] = estimate_pitch(speech[16000:48000], "auto", models=models)
+        assert notes == []
+        assert models.loaded["rmvpe"].executed_by.startswith(backend)
+    voiced = (found["torch"] > 0) & (found["reference"] > 0)
+    assert voiced.mean() > 0.5
+    cents = 1200 * np.abs(np.log2(found["reference"][voiced] / found["torch"][voiced]))
+    assert np.median(cents) < 5
+
+
+def test_a_damaged_weight_of_the_package_is_found(library: Library, source: Path, tmp_path: Path) -> None:
+    component = library.pitch_model("rmvpe")
+    copy = shutil.copytree(component.package("pitch"), tmp_path / "pitch.mlpackage")
+    weights = largest_weight(copy)
+    weights[3] *= weights.dtype.type(1.01)
+    weights.flush()
+    stage = pitch_stage(load_pitch(source).network)
+    with pytest.raises(AuditError, match=r"1 of \d+ values"):
+        audit_package(copy, stage, component.operations("pitch"))
+
+
+def test_another_file_needs_replace(library: Library, source: Path, tmp_path: Path) -> None:
+    other = write_rmvpe(tmp_path / "other.pt", seed=2)
+    with pytest.raises(LibraryError, match="pass --replace"):
+        convert_pitch(other, library.path)
+    assert library.pitch_model("rmvpe").manifest.source["file"] == source.name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"not a checkpoint at all", "neither a torch checkpoint nor safetensors"),
+        ({"weight": {}, "config": []}, "no pitch model known here"),
+        ({name: value for name, value in rmvpe_state().items() if "cnn" not in name}, "missing: cnn"),
+    ],
+)
+def test_a_bad_file_leaves_nothing_behind(content: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        convert_pitch(path, tmp_path / "library")
+    assert not (tmp_path / "library").exists()
+
+
+def test_a_library_without_the_model_says_what_to_do(library: Library) -> None:
+    with pytest.raises(LibraryError, match="convert pitch FILE"):
+        library.pitch_model("fcpe")
+
+
+def test_the_command_reports_the_package(source: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["convert", "pitch", str(source), "-o", str(tmp_path / "library"), "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["kind"], report["name"]) == ("pitch", "rmvpe")
+    assert report["stages"]["pitch"]["reference_snr_db"] >= LEAST_SNR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file", [lambda: fcpe_file(), lambda: crepe_file("tiny"), lambda: crepe_file("full")], ids=["fcpe", "tiny", "full"]
+)
+def test_published_weights_convert(file, tmp_path: Path) -> None:
+    component = convert_pitch(file(), tmp_path / "library")
+    checks = validate_library(Library.open(tmp_path / "library"), choose_backend("reference"))
+    assert (component.manifest.stages["pitch"].reference_snr_db or 0) >= LEAST_SNR
+    assert all(check.passed for check in checks), [check.as_dict() for check in checks if not check.passed]
