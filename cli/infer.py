@@ -2,95 +2,263 @@
 
 from __future__ import annotations
 
-import time
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import JSON_HELP, note, print_json, progress_bar, warn_of_embedder
+from .common import INTERRUPTED, JSON_HELP, note, one_line, print_json, progress_bar, table, warn_of_embedder
+from .conversion_options import conversion_options, read_options
+from .grouped import GroupedCommand, GroupedOption
+
+if TYPE_CHECKING:
+    from ..runtime.batch import FileResult
+    from ..runtime.library import Library
+    from ..runtime.planning import Job
+    from ..runtime.session import Session
+
+VOICE_ENDINGS = {".pth", ".pt", ".safetensors"}
+FILES, MODEL, RUNNING = "Files", "Model", "Running"
+_option = functools.partial(click.option, cls=GroupedOption)
 
 
-@click.command()
-@click.argument("input", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
-@click.option("-m", "--model-library", "library", required=True, metavar="LIB", help="Model library written by convert.")
-@click.option("--voice", required=True, help="Name of the voice in the library.")
-@click.option(
+@click.command(cls=GroupedCommand)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("output", metavar="OUTPUT")
+@_option(
+    "-m",
+    "--model-library",
+    "--model",
+    "library",
+    required=True,
+    metavar="LIB",
+    group=MODEL,
+    aliases=("--library", "--pth-path", "--model-name"),
+    help="Model library written by convert; or a voice.pth, converted once and kept in a cache.",
+)
+@_option("--voice", metavar="NAME", group=MODEL, help="Voice of the library; may be left out where it has one.")
+@_option("--hubert", type=click.Path(path_type=Path), metavar="FILE", group=MODEL, help="Content encoder for -m voice.pth.")
+@conversion_options
+@_option(
+    "--format",
+    "file_format",
+    type=click.Choice(["wav", "flac", "mp3", "ogg", "opus"], case_sensitive=False),
+    group=FILES,
+    aliases=("--export-format", "--output-format"),
+    help="Of the files in an OUTPUT folder.  [default: wav]",
+)
+@_option("--overwrite", is_flag=True, group=FILES, help="Replace files in an OUTPUT folder that this command did not make.")
+@_option(
     "--backend",
     type=click.Choice(["auto", "coreml", "reference", "torch"]),
     default="auto",
     show_default=True,
+    group=RUNNING,
     help="What runs the stages; auto is Core ML on a Mac and PyTorch elsewhere.",
 )
-@click.option("--pitch", type=float, default=0.0, show_default=True, metavar="SEMITONES", help="Transposition.")
-@click.option(
-    "--f0-method",
-    type=click.Choice(["harvest", "dio"]),
-    default="harvest",
-    show_default=True,
-    help="Pitch estimator: harvest is the more robust, dio the faster.",
-)
-@click.option("--speaker", "--sid", type=int, default=0, show_default=True, help="Speaker of a multi-speaker voice.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the voice's noise; the same seed gives the same output.")
-@click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
+@_option("--device", type=click.Choice(["cpu", "cuda", "mps"]), group=RUNNING, help="Of PyTorch.  [default: the best there is]")
+@_option("--precision", type=click.Choice(["fp32", "fp16"]), group=RUNNING, help="Of PyTorch.  [default: what the device gains from]")
+@_option("--batch-size", type=int, metavar="N", group=RUNNING, help="Equal windows run together.  [default: by memory]")
+@_option("--config", "config_file", metavar="FILE", group=RUNNING, help="TOML file with settings; also RVC_COREML_CONFIG.")
+@_option("--threads", type=int, metavar="N", group=RUNNING, help="Of PyTorch on the CPU.")
+@_option("--retrieval-device", type=click.Choice(["device", "cpu"]), group=RUNNING, help="Where the index is searched.")
+@_option("--filter-device", type=click.Choice(["scipy", "device"]), group=RUNNING, help="Where the high-pass filter runs.")
+@_option("--profile", "profiling", is_flag=True, default=None, group=RUNNING, help="Print time and memory by stage.")
+@_option("--json", "as_json", is_flag=True, group=RUNNING, help=JSON_HELP)
+@click.pass_context
 def command(
-    input: Path, output: Path, library: str, voice: str, backend: str, pitch: float, f0_method: str, speaker: int, seed: int, as_json: bool
+    context: click.Context,
+    inputs: tuple[str, ...],
+    output: str,
+    library: str,
+    voice: str | None,
+    hubert: Path | None,
+    f0_file: Path | None,
+    file_format: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Convert speech or singing into a voice of a library.
 
-    INPUT is wav, flac, ogg or mp3; OUTPUT is wav, flac or ogg and gets the voice's sample rate.
+    One INPUT becomes the file OUTPUT: wav, flac, mp3, ogg or opus, by its ending. Several inputs, folders or quoted
+    patterns go to the folder OUTPUT, which keeps their structure; run the command again after an interruption and it
+    goes on from there. INPUT is what soundfile reads; with PyAV or ffmpeg installed also m4a, mp4, webm and more.
+    Index 0.75, protect 0.33 and rms mix 0.25 are where the sliders of RVC-WebUI stand. Names with underscores work too.
 
     \b
-    Example:
+    Examples:
       rvc-coreml infer speech.wav out.wav -m library --voice singer --pitch 12
+      rvc-coreml infer album/ "takes/*.flac" converted/ -m library --format mp3
+      rvc-coreml infer speech.wav out.wav -m singer.pth --index-rate 0.5
     """
     from ..errors import UsageError
-    from ..runtime.audio import OutputBuffer, output_format, read_recording
-    from ..runtime.converter import VoiceConverter
-    from ..runtime.files import require_writable, same_file
-    from ..runtime.library import Library
+    from ..runtime.devices import threads
     from ..runtime.memory import peak_memory
+    from ..runtime.planning import is_many
+    from ..runtime.profiling import HEADINGS
+    from ..runtime.session import Session
 
-    output_format(output)
-    if same_file(input, output):
-        raise UsageError(f"{output} is the input itself: choose another output")
-    Library.open(library).voice(voice)
-    require_writable(output)
+    options = read_options(values)
+    many = is_many(inputs, output)
+    if many and f0_file is not None:
+        raise UsageError("--f0-file holds the pitch of one clip: give one INPUT file and one OUTPUT file with it")
     fallbacks: list[str] = []
 
-    def report(line: str) -> None:
+    def notify(line: str) -> None:
         fallbacks.append(line)
         note(line)
 
-    with read_recording(input) as recording, OutputBuffer() as buffer:
-        converter = VoiceConverter(library, voice, backend, report)
-        warn_of_embedder(converter.voice)
-        if converter.voice.manifest.index is not None:
-            note(f"the feature index of {voice!r} is stored but not used yet")
-        start = time.perf_counter()
-        with progress_bar() as progress:
-            converter.convert_recording(recording, buffer, pitch=pitch, speaker=speaker, seed=seed, f0_method=f0_method, progress=progress)
-        buffer.write(output, converter.sample_rate)
-        seconds = time.perf_counter() - start
-        result = {
-            "output": str(output),
-            "voice": voice,
-            "backend": converter.backend.name,
-            "executed_by": converter.executed_by,
-            "fallbacks": fallbacks,
-            "sample_rate": converter.sample_rate,
-            "samples": buffer.samples,
-            "audio_seconds": round(recording.seconds, 3),
-            "seconds": round(seconds, 3),
-            "real_time_factor": round(seconds / recording.seconds, 3),
-            "peak_memory_bytes": peak_memory(),
-        }
+    if not many:
+        _check_one(Path(inputs[0]), Path(output), file_format)
+    folder, name = _library_and_voice(library, voice, hubert)
+    session = Session(folder, name, options, f0_file=f0_file, notify=notify, **values)
+    warn_of_embedder(session.voice)
+    if not session.voice.manifest.details["f0"] and (options.pitch or options.autotune or f0_file is not None):
+        note(f"{session.voice.title} was trained without pitch: the pitch options change nothing")
+    with threads(session.config.threads):
+        if many:
+            debug = bool(context.find_root().params.get("debug"))
+            report, failed = _convert_many(session, inputs, Path(output), file_format or "wav", overwrite, as_json, debug)
+        else:
+            report, failed = _convert_one(session, Path(inputs[0]), Path(output), as_json), False
+    report |= {"fallbacks": fallbacks, "peak_memory_bytes": peak_memory()}
+    if session.profile is not None:
+        report["profile"] = session.profile.as_dict()
     if as_json:
-        print_json(result)
-        return
-    ran = sorted(set(converter.executed_by.values()))
-    click.echo(f"{output}: {recording.seconds:.1f} s at {converter.sample_rate} Hz, voice {voice!r}, run by {' and '.join(ran)}")
-    click.echo(
-        f"real-time factor {seconds / recording.seconds:.2f} ({seconds:.1f} s, loading not counted),"
-        f" peak memory {peak_memory() / 1e9:.2f} GB"
-    )
+        print_json(report)
+    elif session.profile is not None:
+        click.echo(table(HEADINGS, session.profile.rows()))
+    if failed:
+        raise SystemExit(1)
+
+
+def _check_one(source: Path, target: Path, file_format: str | None) -> None:
+    """Raises before any work for an OUTPUT that cannot be written as asked."""
+    from ..errors import UsageError
+    from ..runtime.audio import output_format
+    from ..runtime.files import require_writable, same_file
+
+    output_format(target)
+    if file_format and target.suffix.lower() != f".{file_format}":
+        raise UsageError(f"--format {file_format} contradicts the ending of {target}: leave it out, or change one of them")
+    if same_file(source, target):
+        raise UsageError(f"{target} is the input itself: choose another output")
+    require_writable(target)
+
+
+def _library_and_voice(library: str, voice: str | None, hubert: Path | None) -> tuple[Library, str]:
+    """The library to read and the voice's name in it; a voice file is converted into the cache first."""
+    from ..errors import UsageError
+    from ..runtime.library import Library
+
+    path = Path(library)
+    if path.suffix.lower() in VOICE_ENDINGS and not os.path.isdir(path):
+        if voice is not None:
+            raise UsageError(f"--voice chooses from a library, and {path} is one voice: leave it out")
+        from ..converters.cache import library_for
+
+        with progress_bar() as progress:
+            return library_for(path, hubert=hubert, notify=note, progress=progress)
+    if hubert is not None:
+        raise UsageError("--hubert goes with -m voice.pth; a library has its own content encoder")
+    opened = Library.open(path)
+    names = opened.voice_names()
+    if voice is None and len(names) != 1:
+        raise UsageError(f"{path} holds {'the voices ' + ', '.join(names) if names else 'no voice'}: choose one with --voice")
+    return opened, names[0] if voice is None else voice
+
+
+def _convert_one(session: Session, source: Path, target: Path, quiet: bool) -> dict[str, Any]:
+    from ..runtime.memory import peak_memory
+
+    with progress_bar() as progress:
+        done = session.convert(source, target, progress)
+    executed_by = session.converter.executed_by
+    if not quiet:
+        ran = sorted(set(executed_by.values()))
+        name = session.voice.manifest.name
+        click.echo(f"{target}: {done.audio_seconds:.1f} s at {done.sample_rate} Hz, voice {name!r}, run by {' and '.join(ran)}")
+        click.echo(
+            f"real-time factor {done.real_time_factor:.2f} ({done.seconds:.1f} s, loading not counted),"
+            f" peak memory {peak_memory() / 1e9:.2f} GB"
+        )
+    return {"output": str(target), **_description(session, executed_by), **done.as_dict()}
+
+
+def _convert_many(
+    session: Session, inputs: Sequence[str], folder: Path, file_format: str, overwrite: bool, quiet: bool, strict: bool
+) -> tuple[dict[str, Any], bool]:
+    """What was done, and whether a file failed. Ctrl-C says how to go on."""
+    from ..runtime.batch import State, run, survey
+    from ..runtime.planning import find_inputs, plan_outputs
+
+    found, notes = find_inputs(inputs, folder)
+    state = State.read(folder, note)
+    jobs, renamed = plan_outputs(found, folder, f".{file_format}", state.owner)
+    for line in (*notes, *renamed):
+        note(line)
+    surveyed = survey(jobs, state, session.made_with, overwrite)
+    to_do = any(result is None for _job, result in surveyed)
+    results: list[FileResult] = []
+    with _bars(len(jobs)) as progress:
+        executed_by = session.converter.executed_by if to_do else {}  # what cannot be loaded ends it here, not in every file
+        try:
+            for result in run(surveyed, state, session.made_with, session.convert, notify=note, progress=progress, strict=strict):
+                results.append(result)
+        except KeyboardInterrupt:
+            note(f"interrupted after {len(results)} of {len(jobs)} files; none is half-written, and the same command goes on from there")
+            raise SystemExit(INTERRUPTED) from None
+    executed_by = session.converter.executed_by if to_do else executed_by
+    counts = {status: sum(result.status == status for result in results) for status in ("converted", "skipped", "failed")}
+    if not quiet:
+        _print_summary(results, counts)
+    files = [result.as_dict() for result in results]
+    return {"output": str(folder), **_description(session, executed_by), **counts, "files": files}, counts["failed"] > 0
+
+
+def _description(session: Session, executed_by: dict[str, str]) -> dict[str, Any]:
+    return {"voice": session.voice.manifest.name, "backend": session.backend.name, "executed_by": executed_by}
+
+
+def _print_summary(results: Sequence[FileResult], counts: dict[str, int]) -> None:
+    from ..runtime.memory import peak_memory
+
+    rows = []
+    for result in results:
+        done = result.converted
+        figures = [f"{done.audio_seconds:.1f}", f"{done.real_time_factor:.2f}"] if done else ["", ""]
+        output = "" if result.status == "failed" else str(result.job.target)
+        rows.append([one_line(str(result.job.source)), one_line(output), *figures, result.status])
+    click.echo(table(["input", "output", "seconds", "factor", "status"], rows))
+    made = [result.converted for result in results if result.converted]
+    audio, spent = sum(done.audio_seconds for done in made), sum(done.seconds for done in made)
+    click.echo(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if made:
+        click.echo(
+            f"real-time factor {spent / audio:.2f} ({audio:.1f} s of audio in {spent:.1f} s, loading not counted),"
+            f" peak memory {peak_memory() / 1e9:.2f} GB"
+        )
+
+
+@contextmanager
+def _bars(files: int) -> Iterator[Callable[[int, Job, str, float], None]]:
+    """A bar for all files and one for the current, on a terminal; silence elsewhere."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        whole, current = progress.add_task("", total=files), progress.add_task("", total=1.0)
+
+        def report(number: int, job: Job, step: str, share: float) -> None:
+            progress.update(whole, description=f"file {number + 1} of {files}", completed=number + share)
+            progress.update(current, description=f"{escape(one_line(job.source.name))}: {step}", completed=share, refresh=share == 0.0)
+
+        yield report

@@ -14,6 +14,7 @@ from .common import Group
 
 # Command -> module. Modules are imported when their command is used, so that --help need not wait for torch.
 COMMANDS = {
+    "download": "download",
     "convert": "convert",
     "infer": "infer",
     "validate": "validate",
@@ -22,16 +23,19 @@ COMMANDS = {
     "compare": "compare",
     "list": "list_library",
     "doctor": "doctor",
+    "benchmark": "benchmark",
 }
 SUMMARIES = {
-    "convert": "Convert a HuBERT file or an RVC voice into a model library.",
+    "download": "Fetch the published content encoder and pitch models from the model hub.",
+    "convert": "Convert a HuBERT file, an RVC voice or a pitch model into a model library.",
     "infer": "Convert speech or singing into a voice of a library.",
     "validate": "Check every package of a library against PyTorch.",
     "run": "Run any ML Program package on inputs from a file.",
     "inspect": "Show what a package takes, gives, holds and computes.",
     "compare": "Find the operation where two executions of a package part.",
     "list": "List the content encoder and the voices of a model library.",
-    "doctor": "Show versions, devices, and what works on this machine.",
+    "doctor": "Show versions, devices, settings, and what works on this machine.",
+    "benchmark": "Time conversions by stage, device and precision.",
 }
 
 

@@ -1,241 +1,299 @@
 """VoiceConverter: audio in, audio in another voice out, through whichever backend.
 
-The chain is read from its end: writing the next stretch of audio asks the decoder for frames, which asks the flow,
-which asks the text encoder, which asks the content encoder. Each stage computes the windows it is asked for and keeps
-the last few, so memory does not grow with the clip.
+A clip is padded, its pitch is found once, and it is cut at quiet points into segments that are converted one after the
+other, as RVC-WebUI does. Memory holds one segment and does not grow with the clip.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..errors import LibraryError, UsageError
-from ..models.host import ContentHost, VoiceHost, WaveformNorm
-from ..models.source import frame_phases
-from .audio import OutputBuffer, Recording, recording_of, reflect_padded
+from ..errors import AudioError, LibraryError, UsageError
+from ..models.host import ContentHost, VoiceHost
+from .audio import OutputBuffer, Recording, recording_of, reflect_padded, release
 from .backends import Backend, choose_backend
+from .config import OptimizationConfig
 from .guard import GuardedStage, Notify, candidates_after
 from .library import Library
-from .noise import Noise
-from .pitch import HOP, SAMPLE_RATE, coarse_pitch, estimate_pitch, shift_semitones
-from .windows import Frames, Window, WindowedOutput, plan_windows
+from .noise import NoiseDraw, checked, seeded_noise
+from .options import ConversionOptions
+from .pitch import PitchTrack, apply_contour_options, choose_method, estimate_pitch
+from .pitch.models import LibraryPitchModels
+from .profiling import NULL_PROFILE, NullProfile, Profile
+from .retrieval import Retriever, load_index
+from .segments import EXTRA, HOP, PAD, PAD_FRAMES, Segment, plan_segments
+from .synthesis import Job, SegmentSynthesizer
 
-PAD_SECONDS = 1  # reflected on either side, as RVC-WebUI does, and cut off again
-PAD_FRAMES = PAD_SECONDS * 100
-DEFAULT_METHOD = "harvest"
-PITCH_LIMIT = 48  # semitones either way: beyond four octaves nothing of a voice is left
-MAX_SEED = 2**63 - 1
-READ_FRAMES = 100  # frames handed on at a time: one second
+PITCH_SHARE = 0.2  # of a conversion's time, for progress
 Progress = Callable[[str, float], None]
 
 
 class VoiceConverter:
     """One voice of a library, loaded. `notify` gets a line for every stage that had to be run elsewhere.
 
-    Not for use by several threads at once. Raises LibraryError where the library lacks the voice, a content encoder, or
-    features of the voice's version.
+    `backend` is a name or a Backend, `device` where PyTorch runs (cpu, cuda, mps; None: the best there is). Not for use
+    by several threads at once. Raises LibraryError where the library lacks the voice, a content encoder, or features of
+    the voice's version.
     """
 
-    def __init__(self, library: str | Path | Library, voice: str, backend: str | Backend = "auto", notify: Notify = print) -> None:
+    def __init__(
+        self,
+        library: str | Path | Library,
+        voice: str,
+        backend: str | Backend = "auto",
+        notify: Notify = print,
+        *,
+        device: str | None = None,
+        config: OptimizationConfig | None = None,
+        profile: Profile | NullProfile = NULL_PROFILE,
+    ) -> None:
         self.library = library if isinstance(library, Library) else Library.open(library)
         self.voice = self.library.voice(voice)
         self.content = self.library.content_encoder()
-        self.backend = choose_backend(backend) if isinstance(backend, str) else backend
+        self.backend = choose_backend(backend, config, device) if isinstance(backend, str) else backend
+        self.profile = profile
         details = self.voice.manifest.details
-        self.version = str(details["version"])
-        if self.version not in self.content.manifest.details["versions"]:
+        version = str(details["version"])
+        self._check_content_encoder(voice, version)
+        chain = candidates_after(self.backend)
+        components = {"content_encoder": self.content, "text_encoder": self.voice, "flow": self.voice, "decoder": self.voice}
+        stages = {name: GuardedStage(component, name, chain, notify) for name, component in components.items()}
+        self.config = (config or OptimizationConfig()).resolved(_device_name(self.backend, stages["content_encoder"].device))
+        self.pitch_models = LibraryPitchModels(self.library, chain, notify)
+        self.synthesizer = SegmentSynthesizer(
+            version=version,
+            stages=stages,
+            entries={name: component.manifest.stages[name] for name, component in components.items()},
+            content_host=ContentHost.read(self.content.weights),
+            voice_host=VoiceHost.read(self.voice.weights),
+            config=self.config,
+            profile=profile,
+        )
+        self._retrievers: dict[str, Retriever] = {}
+
+    def _check_content_encoder(self, voice: str, version: str) -> None:
+        source = self.content.manifest.source["file"]
+        if version not in self.content.manifest.details["versions"]:
             raise LibraryError(
-                f"{voice} is a {self.version} voice, and the library's content encoder ({self.content.manifest.source['file']}) has no"
-                " final_proj for it: convert a HuBERT file that has one"
+                f"{voice} is a {version} voice, and the library's content encoder ({source}) has no final_proj for it: convert a HuBERT"
+                " file that has one"
             )
-        offered = self.content.manifest.stages["content_encoder"].outputs[f"features_{self.version}"][-1]
+        offered = self.content.manifest.stages["content_encoder"].outputs[f"features_{version}"][-1]
         wanted = self.voice.manifest.stages["text_encoder"].inputs["phone"][-1]
         if offered != wanted:
             raise LibraryError(
-                f"{voice} reads features of width {wanted}, and the library's content encoder"
-                f" ({self.content.manifest.source['file']}) makes {offered}: convert the encoder that the voice was trained with"
+                f"{voice} reads features of width {wanted}, and the library's content encoder ({source}) makes {offered}: convert the"
+                " encoder that the voice was trained with"
             )
-        self.content_host = ContentHost.read(self.content.weights)
-        self.voice_host = VoiceHost.read(self.voice.weights)
-        chain = candidates_after(self.backend)
-        components = {"content_encoder": self.content, "text_encoder": self.voice, "flow": self.voice, "decoder": self.voice}
-        self.stages = {name: GuardedStage(component, name, chain, notify) for name, component in components.items()}
-        self.entries = {name: component.manifest.stages[name] for name, component in components.items()}
 
     @property
     def sample_rate(self) -> int:
-        """Hz of the output."""
-        return self.voice_host.config.sr
+        """Hz of the voice."""
+        return self.synthesizer.voice_host.config.sr
+
+    @property
+    def filter_device(self) -> torch.device | None:
+        """Where the high-pass runs; None is scipy."""
+        device = self.synthesizer.stages["content_encoder"].device
+        return device if self.config.filter_device == "device" and device.type != "cpu" else None
 
     @property
     def executed_by(self) -> dict[str, str]:
         """Stage -> the backend that runs it now."""
-        return {name: stage.executed_by for name, stage in self.stages.items()}
+        ran = {name: stage.executed_by for name, stage in self.synthesizer.stages.items()}
+        return ran | {f"pitch by {kind}": stage.executed_by for kind, stage in self.pitch_models.loaded.items()}
 
     def convert(
         self,
-        audio: NDArray[np.floating],
+        audio: NDArray[Any],
         sample_rate: int,
         *,
-        pitch: float = 0.0,
-        speaker: int = 0,
-        seed: int = 0,
-        f0_method: str = DEFAULT_METHOD,
+        f0: NDArray[np.floating] | None = None,
+        noise: NoiseDraw | None = None,
+        f0_track: PitchTrack | None = None,
+        **options: Any,
     ) -> tuple[NDArray[np.float32], int]:
-        """Float samples (N,) or (N, channels) -> float32 samples and their rate; the length in seconds is kept.
+        """Samples (N,) or (N, channels) -> float32 samples, at most 0.99, and their rate in Hz.
 
-        `pitch` in semitones. Raises AudioError for audio and UsageError for options that cannot be used.
+        `options` are the fields of ConversionOptions (pitch, index_rate, protect, rms_mix_rate, f0_method, ...). What
+        upstream computed or drew can be injected: `f0` in Hz at 100 Hz over the padded clip, in place of an estimator
+        and before the shift, and `noise`, called with a draw's index and its full shape. Raises AudioError for audio
+        and UsageError for options that cannot be used.
         """
-        with recording_of(audio, sample_rate) as recording, OutputBuffer() as output:
-            self.convert_recording(recording, output, pitch=pitch, speaker=speaker, seed=seed, f0_method=f0_method)
-            return output.array(), self.sample_rate
+        chosen = options_of(options)
+        with recording_of(audio, sample_rate, self.filter_device) as recording, OutputBuffer(self.sample_rate) as output:
+            self.convert_recording(recording, output, chosen, f0=f0, noise=noise, f0_track=f0_track)
+            return output.array(), output.rate
 
     def convert_recording(
         self,
         recording: Recording,
         output: OutputBuffer,
+        options: ConversionOptions,
         *,
-        pitch: float = 0.0,
-        speaker: int = 0,
-        seed: int = 0,
-        f0_method: str = DEFAULT_METHOD,
+        f0: NDArray[np.floating] | None = None,
+        noise: NoiseDraw | None = None,
+        f0_track: PitchTrack | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """The same from a prepared recording into a buffer; `progress` gets a step's name and its share done."""
-        self._check_options(pitch, speaker, seed)
-        total = round(recording.seconds * self.sample_rate)
-        with reflect_padded(recording.samples, PAD_SECONDS * SAMPLE_RATE) as waveform:
+        """The same from a prepared recording into a buffer, finished; `progress` gets a step's name and its share done."""
+        options.check(self.synthesizer.voice_host.config.spk_embed_dim)
+        job = self._job(options, noise)
+        keep_length = options.length == "input"
+        segments = plan_segments(recording.samples, options.split, keep_length)
+        release(recording.samples)
+        self._check_length(segments, recording)
+        with _padded(recording.samples, keep_length) as waveform, ThreadPoolExecutor(1) as worker:
+            drawn = self._draw(worker, segments, 0, job)  # beside the pitch
             pitchf = None
-            if self.voice_host.has_f0:
-                report = None if progress is None else lambda share: progress("pitch", share)
-                pitchf = shift_semitones(estimate_pitch(waveform, f0_method, report), pitch)
-            for block in self._synthesize(waveform, pitchf, speaker, seed, total):
-                output.append(block)
-                if progress:
-                    progress("voice", output.samples / total)
+            if self.synthesizer.voice_host.has_f0:
+                frames = (len(recording.samples) + 2 * PAD) // HOP
+                pitchf = self._contour(waveform, frames, options, f0, f0_track, progress)
+            left = round(recording.seconds * self.sample_rate) if keep_length else None
+            for block in self._blocks(waveform, pitchf, segments, job, worker, drawn, progress):
+                kept = block if left is None else block[:left]
+                left = None if left is None else left - len(kept)
+                output.append(kept)
+        with self.profile.measure("finish"):
+            output.finish(recording.samples, options.rms_mix_rate, options.resample_sr)
 
-    def _check_options(self, pitch: float, speaker: int, seed: int) -> None:
-        if not (math.isfinite(pitch) and abs(pitch) <= PITCH_LIMIT):
-            raise UsageError(f"pitch {pitch} is out of range: give -{PITCH_LIMIT} to {PITCH_LIMIT} semitones")
-        speakers = self.voice_host.config.spk_embed_dim
-        if not 0 <= speaker < speakers:
-            raise UsageError(f"speaker {speaker} does not exist: this voice has {speakers}, numbered from 0")
-        if not 0 <= seed <= MAX_SEED:
-            raise UsageError(f"seed {seed} is out of range: give 0 to {MAX_SEED}")
+    def _job(self, options: ConversionOptions, noise: NoiseDraw | None) -> Job:
+        return Job(
+            speaker=options.speaker,
+            noise=seeded_noise(options.seed) if noise is None else checked(noise),
+            protect=options.protect,
+            index_rate=options.index_rate,
+            retriever=self._retriever(options.retrieval) if options.index_rate > 0 else None,
+            project_last=options.v1_features == "applio" and self.synthesizer.version == "v1",
+        )
 
-    def _synthesize(
-        self, waveform: NDArray[np.float32], pitchf: NDArray[np.float64] | None, speaker: int, seed: int, total: int
-    ) -> Iterator[NDArray[np.float32]]:
-        """Audio for everything between the pads, `total` samples in blocks of a second."""
-        upp = self.voice_host.config.samples_per_frame
-        first, last = PAD_FRAMES, PAD_FRAMES + -(-total // upp)
-        audio = _Chain(self, waveform, pitchf, speaker, seed).audio(first, last)
-        left = total
-        for start in range(first, last, READ_FRAMES):
-            block = audio.read(start, min(last, start + READ_FRAMES)).reshape(-1)[:left]
-            left -= len(block)
-            yield block
+    def _retriever(self, mode: str) -> Retriever | None:
+        """Over the voice's index, where it has one; loaded when first needed."""
+        path = self.voice.index
+        if path is None:
+            return None
+        if mode not in self._retrievers:
+            device = self.synthesizer.stages["content_encoder"].device
+            if self.config.retrieval_device == "cpu":
+                device = torch.device("cpu")
+            elif self.backend.name == "coreml" and torch.backends.mps.is_available():
+                device = torch.device("mps")
+            self._retrievers[mode] = Retriever(load_index(path), device, mode)
+        return self._retrievers[mode]
 
+    def _check_length(self, segments: list[Segment], recording: Recording) -> None:
+        first = segments[0]
+        if len(segments) == 1 and self._kept(first) <= 0:
+            raise AudioError(f"the audio is too short ({recording.seconds:.3f} s): upstream keeps nothing of it; length 'input' does")
 
-class _Chain:
-    """The stages of one clip, wired from waveform to audio. Frames are 10 ms, counted in the padded clip."""
+    def _contour(
+        self,
+        waveform: NDArray[np.float32],
+        frames: int,
+        options: ConversionOptions,
+        f0: NDArray[np.floating] | None,
+        track: PitchTrack | None,
+        progress: Progress | None,
+    ) -> NDArray[np.float64]:
+        """Hz for every frame of the padded clip, options applied."""
+        method = None
+        if f0 is None:
+            method = choose_method(self.pitch_models) if options.f0_method == "auto" else options.f0_method
+            self.pitch_models.rmvpe_padding = options.rmvpe_padding
 
-    def __init__(
-        self, owner: VoiceConverter, waveform: NDArray[np.float32], pitchf: NDArray[np.float64] | None, speaker: int, seed: int
-    ) -> None:
-        self.owner = owner
-        self.host = owner.voice_host
-        self.waveform = torch.from_numpy(waveform)
-        config = owner.content_host.config
-        self.content_frames = config.frames(len(waveform))
-        self.frames = min(2 * self.content_frames, len(waveform) // HOP)
-        self.norm: WaveformNorm = owner.content_host.norm(self.waveform)
-        self.noise = Noise(seed, self.host.config.inter_channels, self.host.config.samples_per_frame)
-        self.g = self.host.speaker(speaker).numpy()
-        if pitchf is not None:
-            self.pitchf = pitchf[: self.frames]
-            self.coarse = coarse_pitch(self.pitchf)
-            self.phases = frame_phases(torch.from_numpy(self.pitchf)[None])
-        self.features = self._stage("content_encoder", 0, self.content_frames, self._content)
-        self.prior = self._stage("text_encoder", 0, self.frames, self._text)
+            def report(share: float) -> None:
+                release(waveform)
+                if progress is not None:
+                    progress("pitch", share * PITCH_SHARE)
 
-    def audio(self, first: int, last: int) -> WindowedOutput:
-        """The decoder's output over `first` to `last`: only that stretch and what it depends on is computed."""
-        decoder, flow = self.owner.entries["decoder"], self.owner.entries["flow"]
-        z_first, z_last = max(0, first - decoder.context), min(self.frames, last + decoder.context)
-        p_first, p_last = max(0, z_first - flow.context), min(self.frames, z_last + flow.context)
-        self.latent = self._stage("flow", p_first, p_last, self._flow)
-        return self._stage("decoder", z_first, z_last, self._decode)
+            with self.profile.measure("pitch"):
+                found = estimate_pitch(waveform, method, models=self.pitch_models, progress=report)
+        else:
+            found = np.asarray(f0, np.float64)
+            if found.ndim != 1 or len(found) < frames or not np.isfinite(found).all() or (found < 0).any():
+                raise UsageError(f"f0 has to be finite Hz of shape ({frames},), one for every 10 ms of the padded clip, not {found.shape}")
+        return apply_contour_options(
+            found[: max(frames, len(found))],
+            method=method,
+            filter_radius=options.filter_radius,
+            autotune_strength=options.autotune,
+            unvoiced=options.unvoiced,
+            semitones=options.pitch,
+            track=track,
+            pad_frames=PAD_FRAMES,
+        )
 
-    def _stage(self, name: str, first: int, last: int, compute: Callable[[Window], Frames]) -> WindowedOutput:
-        entry = self.owner.entries[name]
-        return WindowedOutput(plan_windows(first, last, entry.window, entry.context), compute)
+    def _blocks(
+        self,
+        waveform: NDArray[np.float32],
+        pitchf: NDArray[np.float64] | None,
+        segments: list[Segment],
+        job: Job,
+        worker: ThreadPoolExecutor,
+        drawn: list[Future[Tensor]],
+        progress: Progress | None,
+    ) -> Iterator[Tensor]:
+        """Audio of every segment in turn. With `overlap`, the next one's noise is drawn while one is being synthesised."""
+        synthesizer, total = self.synthesizer, segments[-1].stop
+        for index, segment in enumerate(segments):
+            noise = [values.result() for values in drawn or self._draw(worker, segments, index, job)]
+            drawn = self._draw(worker, segments, index + 1, job) if self.config.overlap and index + 1 < len(segments) else []
+            frames, kept = synthesizer.frames(segment.stop - segment.start), self._kept(segment)
+            if kept <= 0:  # a cut at the very end leaves a rest that upstream's trimming swallows
+                continue
+            contour = None
+            if pitchf is not None:
+                contour = pitchf[segment.first_frame : segment.first_frame + frames]
+                contour = np.pad(contour, (0, frames - len(contour)))
+            report = None if progress is None else _reporter(progress, segment, total)
+            yield synthesizer.run(waveform[segment.start : segment.stop], contour, noise, kept, job, report)
+            release(waveform)
 
-    def _content(self, window: Window) -> Frames:
-        """(valid, channels) features at 50 Hz."""
-        entry = self.owner.entries["content_encoder"]
-        config = self.owner.content_host.config
-        start = window.start * config.stride
-        piece = self.norm.apply(self.waveform[start : start + config.samples(window.valid)])
-        padded = np.zeros((1, config.samples(entry.window)), np.float32)
-        padded[0, : len(piece)] = piece.numpy()
-        inputs = {
-            "waveform": padded,
-            "norm_scale": self.norm.scale.numpy(),
-            "norm_shift": self.norm.shift.numpy(),
-            "mask": _mask(window, entry.window),
-        }
-        return self._run("content_encoder", inputs, f"features_{self.owner.version}")[0, : window.valid]
+    def _kept(self, segment: Segment) -> int:
+        """Frames of a segment that are not its pads."""
+        if segment.frames is not None:
+            return segment.frames
+        return self.synthesizer.frames(segment.stop - segment.start) - 2 * PAD_FRAMES
 
-    def _text(self, window: Window) -> Frames:
-        """(valid, 2 * inter): m_p beside logs_p."""
-        entry = self.owner.entries["text_encoder"]
-        start, stop = window.start, window.start + window.valid
-        features = self.features.read(start // 2, (stop + 1) // 2).repeat(2, axis=0)[start % 2 :][: window.valid]
-        inputs = {"phone": _pad(features, entry.window)[None], "mask": _mask(window, entry.window)}
-        if self.host.has_f0:
-            inputs["pitch_embedding"] = _pad(self.host.pitch_embedding(self.coarse[start:stop])[0].numpy(), entry.window)[None]
-        outputs = self.owner.stages["text_encoder"].predict(inputs)
-        return np.concatenate([outputs["m_p"][0], outputs["logs_p"][0]]).T[: window.valid]
-
-    def _flow(self, window: Window) -> Frames:
-        """(valid, inter): z."""
-        entry = self.owner.entries["flow"]
-        start, stop = window.start, window.start + window.valid
-        m_p, logs_p = np.split(_pad(self.prior.read(start, stop), entry.window).T, 2)
-        noise = _pad(self.noise.prior(start, stop).T, entry.window).T
-        inputs = {"m_p": m_p[None], "logs_p": logs_p[None], "noise": noise[None], "g": self.g, "mask": _mask(window, entry.window)}
-        return self._run("flow", inputs, "z")[0].T[: window.valid]
-
-    def _decode(self, window: Window) -> Frames:
-        """(valid, samples of a frame): audio."""
-        entry = self.owner.entries["decoder"]
-        upp = self.host.config.samples_per_frame
-        start, stop = window.start, window.start + window.valid
-        inputs = {"z": _pad(self.latent.read(start, stop), entry.window).T[None], "g": self.g, "mask": _mask(window, entry.window)}
-        if self.host.has_f0:
-            noise = torch.from_numpy(self.noise.source(start, stop)).reshape(1, -1, 1)
-            pitchf = torch.from_numpy(self.pitchf[start:stop])[None]
-            source = self.host.source(pitchf, noise, self.phases[:, start:stop])
-            inputs["source"] = _pad(source[0].T.numpy(), entry.window * upp).T[None]
-        return self._run("decoder", inputs, "audio").reshape(-1, upp)[: window.valid]
-
-    def _run(self, stage: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
-        return self.owner.stages[stage].predict(inputs)[output]
+    def _draw(self, worker: ThreadPoolExecutor, segments: list[Segment], index: int, job: Job) -> list[Future[Tensor]]:
+        """A segment's noise, being drawn on another thread."""
+        segment, draws = segments[index], self.synthesizer.draws
+        shapes = self.synthesizer.noise_shapes(self.synthesizer.frames(segment.stop - segment.start))
+        return [worker.submit(job.noise, index * draws + position, shape) for position, shape in enumerate(shapes)]
 
 
-def _mask(window: Window, length: int) -> NDArray[np.float32]:
-    return (np.arange(length) < window.valid).astype(np.float32).reshape(1, 1, -1)
+def options_of(values: dict[str, Any]) -> ConversionOptions:
+    """Keyword arguments as options. Raises UsageError for one that does not exist."""
+    unknown = [name for name in values if name not in ConversionOptions.__dataclass_fields__]
+    if unknown:
+        raise UsageError(f"there is no option {unknown[0]!r}; the options are {', '.join(ConversionOptions.__dataclass_fields__)}")
+    return ConversionOptions(**values)
 
 
-def _pad(values: Frames, length: int) -> Frames:
-    """(n, width) -> (length, width), zeros after the end."""
-    padded = np.zeros((length, values.shape[1]), np.float32)
-    padded[: len(values)] = values
-    return padded
+def _device_name(backend: Backend, device: torch.device) -> str:
+    return "coreml" if backend.name == "coreml" else device.type
+
+
+@contextmanager
+def _padded(samples: NDArray[np.float32], keep_length: bool) -> Iterator[NDArray[np.float32]]:
+    """The clip with PAD reflected on either side, and EXTRA more at its end where its length is to be kept."""
+    if not keep_length:
+        with reflect_padded(samples, PAD) as padded:
+            yield padded
+        return
+    with reflect_padded(samples, PAD + EXTRA) as padded:
+        yield padded[EXTRA:]
+
+
+def _reporter(progress: Progress, segment: Segment, total: int) -> Callable[[float], None]:
+    first, length = segment.start / total, (segment.stop - segment.start) / total
+    return lambda share: progress("voice", min(1.0, PITCH_SHARE + (1 - PITCH_SHARE) * (first + share * length)))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import BackendError, RvcCoremlError
 from ..golden_outputs.thresholds import USABLE
-from .backends.base import Arrays, Backend, StageRunner
+from .backends.base import Backend, StageRunner, Tensors, predict_arrays
 from .backends.torch_backend import TorchBackend
 from .goldens import Golden, load_golden
 from .library import Component
@@ -21,12 +22,13 @@ Notify = Callable[[str], None]
 
 
 def candidates_after(backend: Backend) -> list[Backend]:
-    """A backend and what to fall back to: PyTorch on its best device, then on the CPU."""
+    """A backend and what to fall back to: PyTorch on its best device, there in float32, then on the CPU."""
     chain = [backend]
-    if not isinstance(backend, TorchBackend):
-        chain.append(TorchBackend())
-    if chain[-1].detail != "cpu":
-        chain.append(TorchBackend("cpu"))
+    fallback = backend if isinstance(backend, TorchBackend) else TorchBackend()
+    if fallback is not backend or fallback.precision != "fp32":
+        chain.append(fallback.in_full_precision())
+    if fallback.device != "cpu":
+        chain.append(fallback.in_full_precision("cpu"))
     return chain
 
 
@@ -46,13 +48,22 @@ class GuardedStage:
         """Name of the backend that serves, with its device."""
         return f"{self._backend.name} ({self._backend.detail})" if self._backend.name == "torch" else self._backend.name
 
-    def predict(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    @property
+    def window(self) -> int | None:
+        """Frames that the runner which serves now always takes; None where it takes any number."""
+        return self._runner.window
+
+    @property
+    def device(self) -> torch.device:
+        return self._runner.device
+
+    def predict(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> Tensors:
         """One window. A failure or a value that is not finite moves the stage on and the window is run again."""
         while True:
             if not self._remaining:
-                return self._runner.predict(inputs)
+                return self._runner.predict(inputs, wanted)
             try:
-                outputs = self._runner.predict(inputs)
+                outputs = self._runner.predict(inputs, wanted)
                 reason = None if _finite(outputs) else "its output is not finite"
             except Exception as error:  # noqa: BLE001 - any failure of a backend is answered by the next one
                 outputs, reason = {}, _reason(error)
@@ -82,7 +93,7 @@ class GuardedStage:
         if self._golden is None:
             self._golden = load_golden(self.component.golden(self.stage))
         try:
-            compared = self._golden.compare(runner.predict(self._golden.inputs))
+            compared = self._golden.compare(predict_arrays(runner, self._golden.inputs))
         except ValueError as error:
             return f"its golden output cannot be compared: {error}"
         for name, comparison in compared.items():
@@ -99,8 +110,8 @@ class GuardedStage:
         self._notify(f"{self.component.title}, {self.stage}: {where} is not used, {reason}; running on {target} instead")
 
 
-def _finite(outputs: Arrays) -> bool:
-    return all(bool(np.isfinite(value).all()) for value in outputs.values())
+def _finite(outputs: Tensors) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in outputs.values())
 
 
 def _reason(error: Exception) -> str:

@@ -1,33 +1,42 @@
-"""Noise that is the same for a seed however a clip is cut: every block of frames has a generator of its own."""
+"""Where a conversion's noise comes from: whatever the caller injects, else a generator that a seed decides.
+
+Every segment draws the prior noise (1, inter, T) and, for f0 voices, the source noise (1, T * samples_per_frame, 1), in
+upstream's full shapes and in this order; draws are counted through a clip. What is not synthesised is cut off later.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-BLOCK = 100  # frames: one second
-_PRIOR, _SOURCE = 0, 1
+from ..errors import UsageError
+
+NoiseDraw = Callable[[int, Sequence[int]], Tensor]
 
 
-class Noise:
-    """Standard normal noise for a whole clip, read at any frame."""
+def seeded_noise(seed: int) -> NoiseDraw:
+    """Standard normal draws: the same for a seed, independent between draws."""
 
-    def __init__(self, seed: int, channels: int, samples_per_frame: int) -> None:
-        self.seed = seed
-        self.channels = channels
-        self.samples_per_frame = samples_per_frame
+    def draw(index: int, shape: Sequence[int]) -> Tensor:
+        state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        return torch.randn(tuple(shape), generator=generator)
 
-    def prior(self, start: int, stop: int) -> NDArray[np.float32]:
-        """(channels, stop - start) for the frames from start to stop."""
-        return np.ascontiguousarray(self._frames(_PRIOR, self.channels, start, stop).T)
+    return draw
 
-    def source(self, start: int, stop: int) -> NDArray[np.float32]:
-        """((stop - start) * samples_per_frame,) for the frames from start to stop."""
-        return self._frames(_SOURCE, self.samples_per_frame, start, stop).reshape(-1)
 
-    def _frames(self, kind: int, width: int, start: int, stop: int) -> NDArray[np.float32]:
-        blocks = range(start // BLOCK, max(start, stop - 1) // BLOCK + 1)
-        seeds = [np.random.SeedSequence(self.seed, spawn_key=(kind, block)) for block in blocks]
-        drawn = [np.random.default_rng(seed).standard_normal((BLOCK, width), dtype=np.float32) for seed in seeds]
-        offset = blocks[0] * BLOCK
-        return np.concatenate(drawn)[start - offset : stop - offset]
+def checked(noise: NoiseDraw) -> NoiseDraw:
+    """A caller's noise, with its result checked. Raises UsageError for another shape or kind, or values not finite."""
+
+    def draw(index: int, shape: Sequence[int]) -> Tensor:
+        values = torch.as_tensor(noise(index, tuple(shape)))
+        if tuple(values.shape) != tuple(shape) or not values.is_floating_point() or not bool(torch.isfinite(values).all()):
+            raise UsageError(
+                f"noise draw {index} has to be finite floats of shape {tuple(shape)}, not {values.dtype} {tuple(values.shape)}"
+            )
+        return values.float()
+
+    return draw

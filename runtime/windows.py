@@ -1,15 +1,13 @@
-"""Cutting a clip into fixed windows, and reading a stage's output as if it had seen the whole clip."""
+"""Cutting a clip into windows that overlap, and joining what a stage makes of them."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-import numpy as np
-from numpy.typing import NDArray
-
-Frames = NDArray[np.float32]
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,13 @@ class Window:
     keep_from: int
     keep_to: int
 
+    @property
+    def stop(self) -> int:
+        return self.start + self.valid
+
 
 def plan_windows(first: int, last: int, window: int, context: int) -> list[Window]:
-    """Windows that cover the frames from `first` to `last`, overlapping by `context` on either side of every seam.
+    """Windows of a fixed size over the frames from `first` to `last`, overlapping by `context` on either side of every seam.
 
     A clip that fits gets one window, padded. A longer one gets full windows only: the last is moved back to end with
     the clip, so that its right edge is the clip's own. Raises ValueError where the window is all context.
@@ -46,39 +48,56 @@ def plan_windows(first: int, last: int, window: int, context: int) -> list[Windo
         start = keep_to - context
 
 
-class WindowedOutput:
-    """A stage's output over a clip, computed window by window as it is read.
+def plan_pieces(first: int, last: int, keep_from: int, keep_to: int, context: int, piece: int | None = None) -> list[Window]:
+    """Windows of any size for the frames from `keep_from` to `keep_to` of a clip that runs from `first` to `last`.
 
-    `compute` gets a window and returns (valid, width) values for its frames. The last three windows are kept, which
-    is what a reader that moves forward in overlapping steps needs.
+    Each sees `context` frames beyond what it keeps, where the clip has them; all but the last keep as much, `piece` at most.
     """
+    count = 1 if piece is None else max(1, -(-(keep_to - keep_from) // piece))
+    size = -(-(keep_to - keep_from) // count)
+    bounds = [*range(keep_from, keep_to, size), keep_to]
+    windows = []
+    for start, stop in pairwise(bounds):
+        begin, end = max(first, start - context), min(last, stop + context)
+        windows.append(Window(begin, end - begin, start, stop))
+    return windows
 
-    KEPT_WINDOWS = 3
 
-    def __init__(self, windows: list[Window], compute: Callable[[Window], Frames]) -> None:
-        self.windows = windows
-        self.compute = compute
-        self._starts = np.array([window.keep_from for window in windows])
-        self._cache: OrderedDict[int, Frames] = OrderedDict()
+def join_windows(
+    windows: Sequence[Window], compute: Callable[[Window], Tensor], samples: int = 1, done: Callable[[int], None] | None = None
+) -> Tensor:
+    """(1, channels, frames * samples) of all windows' results; `compute` gives (1, channels, at least valid * samples).
 
-    def read(self, start: int, stop: int) -> Frames:
-        """(stop - start, width). Raises IndexError outside the clip."""
-        if not self.windows[0].keep_from <= start <= stop <= self.windows[-1].keep_to:
-            raise IndexError(f"frames {start} to {stop} lie outside {self.windows[0].keep_from} to {self.windows[-1].keep_to}")
-        parts = []
-        index = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while not parts or start < stop:
-            window = self.windows[index]
-            until = min(stop, window.keep_to)
-            parts.append(self._window(index)[start - window.start : until - window.start])
-            start, index = until, index + 1
-        return np.concatenate(parts)
+    `done` is told the frames kept so far.
+    """
+    return join_batches([[window] for window in windows], lambda batch: compute(batch[0]), samples, done)
 
-    def _window(self, index: int) -> Frames:
-        if index in self._cache:
-            self._cache.move_to_end(index)
+
+def join_batches(
+    batches: Iterable[Sequence[Window]],
+    compute: Callable[[Sequence[Window]], Tensor],
+    samples: int = 1,
+    done: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The same for windows computed together: `compute` gives (windows, channels, at least valid * samples)."""
+    parts = []
+    kept = 0
+    for batch in batches:
+        results = compute(batch)
+        for window, result in zip(batch, results.split(1), strict=True):
+            parts.append(result[..., (window.keep_from - window.start) * samples : (window.keep_to - window.start) * samples])
+            kept += window.keep_to - window.keep_from
+        if done:
+            done(kept)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def equal_batches(windows: Iterable[Window], most: int) -> list[list[Window]]:
+    """Windows in their order, neighbours of one length together, `most` at a time."""
+    batches: list[list[Window]] = []
+    for window in windows:
+        if batches and len(batches[-1]) < most and batches[-1][-1].valid == window.valid:
+            batches[-1].append(window)
         else:
-            self._cache[index] = self.compute(self.windows[index])
-            while len(self._cache) > self.KEPT_WINDOWS:
-                self._cache.popitem(last=False)
-        return self._cache[index]
+            batches.append([window])
+    return batches

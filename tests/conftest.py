@@ -18,6 +18,13 @@ torch.set_num_threads(1)
 AUDIO = Path(__file__).parent.parent / "golden_outputs" / "audio"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a file stays with one, and so do all operations: the last of their files asks what the others ran."""
+    for item in items:
+        together = item.path.parent if item.path.parent.name == "ops" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together)))
+
+
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch runs on the CPU in every test, whatever the machine has."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
+import rvc_coreml.golden_outputs
 import torch
 from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
-from rvc_coreml.golden_outputs.metrics import compare
+from rvc_coreml.golden_outputs.metrics import compare, snr_db
+from rvc_coreml.golden_outputs.seeded_weights import noise_draw
 from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.converter import VoiceConverter
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.validation import validate_library
 from seeded_checkpoints import write_hubert, write_voice
+from support.windowed import WindowedTorch
 
+UPSTREAM = Path(rvc_coreml.golden_outputs.__file__).parent / "upstream"
 VOICES = {"v2_40k": ("v2", 40, True), "v2_40k_nof0": ("v2", 40, False), "v1_48k": ("v1", 48, True)}
 
 
@@ -51,11 +57,30 @@ def test_every_half_precision_stage_reaches_45_db_and_cosine_0_999(library):
 
 
 def test_a_sentence_through_the_packages_agrees_with_pytorch(library, speech):
-    torch_samples, rate = VoiceConverter(library, "v2_40k", "torch").convert(speech, 16000, f0_method="dio")
-    samples, _rate = VoiceConverter(library, "v2_40k", "reference").convert(speech, 16000, f0_method="dio")
+    torch_samples, rate = VoiceConverter(library, "v2_40k", "torch").convert(speech, 16000, f0_method="dio", length="input")
+    samples, _rate = VoiceConverter(library, "v2_40k", "reference").convert(speech, 16000, f0_method="dio", length="input")
     assert rate == 40000
     assert len(samples) == round(len(speech) * 2.5)
     assert compare(torch_samples, samples, frame=400).snr_db >= 35
+
+
+@pytest.mark.slow
+def test_upstreams_pipeline_through_the_packages_has_at_least_35_db(tmp_path_factory):
+    """The recorded case of golden_outputs/upstream, whose index and weights are float32, through half-precision packages."""
+    folder = tmp_path_factory.mktemp("upstream")
+    with np.load(UPSTREAM / "pipeline_v2_40k.npz", allow_pickle=False) as arrays:
+        case = {name: arrays[name] for name in arrays.files}
+    seed = int(case["seed"])
+    convert_content_encoder(write_hubert(folder / "hubert_base.pt", seed, half=False), folder / "library")
+    voice = write_voice(folder / "voice.pth", str(case["version"]), 40, True, seed, half=False)
+    convert_voice(voice, folder / "library", index=UPSTREAM / "pipeline_v2_40k.index")
+    converter = VoiceConverter(folder / "library", "voice", "reference")
+    options = {name: float(case[name]) for name in ("index_rate", "protect", "rms_mix_rate")}
+    samples, _rate = converter.convert(case["audio16k"], 16000, f0=case["f0_hz"], noise=lambda i, s: noise_draw(i, s, seed), **options)
+    assert set(converter.executed_by.values()) == {"reference"}
+    found = snr_db(case["output"] / 32768, samples)
+    print(f"upstream's pipeline through the packages: {found:.1f} dB")
+    assert found >= 35
 
 
 @pytest.mark.slow
@@ -63,9 +88,9 @@ def test_a_sentence_through_the_packages_agrees_with_pytorch(library, speech):
 @pytest.mark.parametrize("voice", VOICES)
 def test_every_kind_of_voice_agrees_with_pytorch_on_short_and_long_clips(all_voices, request, voice, clip):
     audio = request.getfixturevalue(clip)
-    torch_samples, rate = VoiceConverter(all_voices, voice, "torch").convert(audio, 16000, seed=1)
+    torch_samples, rate = VoiceConverter(all_voices, voice, WindowedTorch()).convert(audio, 16000, seed=1, length="input")
     converter = VoiceConverter(all_voices, voice, "reference")
-    samples, _rate = converter.convert(audio, 16000, seed=1)
+    samples, _rate = converter.convert(audio, 16000, seed=1, length="input")
     assert set(converter.executed_by.values()) == {"reference"}
     assert rate == VOICES[voice][1] * 1000
     assert len(samples) == round(len(audio) / 16000 * rate)

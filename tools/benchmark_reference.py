@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 from rvc_coreml.converters.mlprogram import convert_stage
 from rvc_coreml.models.stages import content_encoder_stage
+from rvc_coreml.runtime.backends.base import predict_arrays
 from rvc_coreml.runtime.backends.torch_backend import TorchBackend, TorchRunner
 from rvc_coreml.runtime.library import Component, Library
 from rvc_coreml.runtime.memory import peak_memory
@@ -57,15 +60,16 @@ def compare(library: Path, stage: str, folder: Path, rounds: int) -> bool:
     runner = torch_stage(library, stage)
     convert_stage(runner.stage, "fp16").model.save(str(package))
     memory = {kind: child(library, kind, stage, package) for kind in ("torch", *TIME_LIMITS)}
-    runs = {"torch": runner} | {policy: ReferenceModel(package, numerics=policy) for policy in TIME_LIMITS}
     inputs = example(runner)
+    runs: dict[str, Callable[[], object]] = {"torch": partial(predict_arrays, runner, inputs)}
+    runs |= {policy: partial(ReferenceModel(package, numerics=policy).predict, inputs) for policy in TIME_LIMITS}
     for run in runs.values():
-        run.predict(inputs)
+        run()
     times: dict[str, list[float]] = {kind: [] for kind in runs}
     for _ in range(rounds):
         for kind, run in runs.items():
             start = time.perf_counter()
-            run.predict(inputs)
+            run()
             times[kind].append(time.perf_counter() - start)
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     print(f"{stage}, {STAGES[stage]} of audio, {torch.get_num_threads()} threads, medians of {rounds}")
@@ -108,14 +112,15 @@ def child(library: Path, kind: str, stage: str, package: Path) -> int:
 
 def measure_child(library: Path, kind: str, stage: str, package: str) -> None:
     if kind == "torch":
-        run: Any = torch_stage(library, stage)
-        inputs = example(run)
+        runner = torch_stage(library, stage)
+        run: Callable[[], object] = partial(predict_arrays, runner, example(runner))
     else:
-        run = ReferenceModel(package, numerics=kind)
+        model = ReferenceModel(package, numerics=kind)
         generator = np.random.default_rng(0)
-        inputs = {name: generator.standard_normal(feature.default, dtype=np.float32) for name, feature in run.inputs.items()}
+        inputs = {name: generator.standard_normal(feature.default, dtype=np.float32) for name, feature in model.inputs.items()}
+        run = partial(model.predict, inputs)
     for _ in range(PREDICTIONS):
-        run.predict(inputs)
+        run()
     print(json.dumps({"peak": peak_memory()}))
 
 

@@ -7,6 +7,7 @@ trained voice's. The HuBERT file is laid out as fairseq writes it, objects of fa
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import rvc_coreml.golden_outputs
 import torch
 from rvc_coreml.golden_outputs.seeded_weights import seeded_tensor
 from rvc_coreml.models import Hubert, HubertConfig, Synthesizer, VoiceConfig
@@ -43,22 +45,23 @@ def voice_config(version: str, kilohertz: int) -> list[Any]:
     return [spectrogram, 32, 192, 192, 768, 2, 6, 3, 0, "1", *blocks, rates, 512, kernels, SPEAKERS, 256, kilohertz * 1000]
 
 
-def write_voice(path: Path, version: str = "v2", kilohertz: int = 40, f0: bool = True, seed: int = 0) -> Path:
-    """A voice as RVC-WebUI saves it: half precision, weight norm unfolded."""
+def write_voice(path: Path, version: str = "v2", kilohertz: int = 40, f0: bool = True, seed: int = 0, half: bool = True) -> Path:
+    """A voice as RVC-WebUI saves it: half precision (float32 without `half`), weight norm unfolded."""
     config = voice_config(version, kilohertz)
     with torch.device("meta"):
         network = Synthesizer(VoiceConfig.from_list(config), PHONE_CHANNELS[version], f0)
     weights = {}
     for name, tensor in network.state_dict().items():
         for entry, shape in _entries(name, tuple(tensor.shape)):
-            weights[entry] = seeded_tensor(entry, shape, seed).half()
+            tensor = seeded_tensor(entry, shape, seed)
+            weights[entry] = tensor.half() if half else tensor
     info = "seeded weights, not a trained voice"
     torch.save({"weight": weights, "config": config, "info": info, "sr": f"{kilohertz}k", "f0": int(f0), "version": version}, path)
     return path
 
 
-def write_hubert(path: Path, seed: int = 0) -> Path:
-    """A content encoder as fairseq saves `hubert_base.pt`: half precision, with fairseq's own objects around it."""
+def write_hubert(path: Path, seed: int = 0, half: bool = True) -> Path:
+    """A content encoder as fairseq saves `hubert_base.pt`: half precision (or float32), with fairseq's own objects around it."""
     with torch.device("meta"):
         network = Hubert(HubertConfig())
     state: dict[str, Tensor] = {}
@@ -76,7 +79,7 @@ def write_hubert(path: Path, seed: int = 0) -> Path:
         content = {
             "args": argparse.Namespace(arch="hubert_base"),
             "cfg": {"task": {"_name": "hubert_pretraining", "normalize": False}, "model": {"_name": "hubert"}},
-            "model": {name: tensor.half() for name, tensor in state.items()},
+            "model": {name: tensor.half() if half else tensor for name, tensor in state.items()},
             "criterion": None,
             "optimizer_history": [{"num_updates": 0}],
             "task_state": {"dictionaries": [dictionary(["<s>", "<pad>"])]},
@@ -84,6 +87,13 @@ def write_hubert(path: Path, seed: int = 0) -> Path:
             "last_optimizer_state": None,
         }
         torch.save(content, path)
+    return path
+
+
+def write_rmvpe(path: Path, seed: int = 0) -> Path:
+    """RMVPE as RVC-WebUI's `rmvpe.pt` holds it: a flat state dict in float32."""
+    shapes = json.loads((Path(rvc_coreml.golden_outputs.__file__).parent / "upstream" / "checkpoint_shapes.json").read_text())["rmvpe"]
+    torch.save({name: seeded_tensor(name, shape, seed) for name, shape in shapes.items()}, path)
     return path
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ...errors import BackendError, UsageError
+from ..config import OptimizationConfig
 from .base import Backend
 from .coreml_backend import CoreMLBackend, coreml_available
 from .reference_backend import ReferenceBackend
 from .torch_backend import TorchBackend
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"coreml": CoreMLBackend, "reference": ReferenceBackend, "torch": TorchBackend}
+BACKENDS = ("coreml", "reference", "torch")
 
 
 def default_backend_name() -> str:
@@ -18,11 +17,18 @@ def default_backend_name() -> str:
     return "coreml" if coreml_available() else "torch"
 
 
-def choose_backend(name: str) -> Backend:
-    """A backend by name or `auto`. Raises UsageError for an unknown name, BackendError for Core ML off a Mac."""
+def choose_backend(name: str, config: OptimizationConfig | None = None, device: str | None = None) -> Backend:
+    """A backend by name or `auto`; `config` and `device` (cpu, cuda, mps) are PyTorch's.
+
+    Raises UsageError for an unknown name, BackendError for Core ML off a Mac.
+    """
     chosen = default_backend_name() if name == "auto" else name
     if chosen not in BACKENDS:
         raise UsageError(f"backend {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
-    if chosen == "coreml" and not coreml_available():
+    if chosen == "torch":
+        return TorchBackend(device, config)
+    if chosen == "reference":
+        return ReferenceBackend()
+    if not coreml_available():
         raise BackendError("Core ML can run only on macOS; use --backend reference (the same packages) or torch here")
-    return BACKENDS[chosen]()
+    return CoreMLBackend()

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import BackendError, PackageError, UsageError
 from ..library import Component
+from .base import PackageRunner
 
 _PLAIN = (str, int, dict)  # what a classifier gives
 
@@ -29,8 +30,9 @@ class CoreMLBackend:
     name = "coreml"
     detail = "compute units as recorded, ALL by default"
 
-    def load(self, component: Component, stage: str) -> CoreMLModel:
-        return CoreMLModel(component.package(stage), component.manifest.stages[stage].compute_units)
+    def load(self, component: Component, stage: str) -> PackageRunner:
+        entry = component.manifest.stages[stage]
+        return PackageRunner(CoreMLModel(component.package(stage), entry.compute_units), entry.window)
 
 
 class CoreMLModel:

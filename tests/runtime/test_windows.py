@@ -1,10 +1,14 @@
+"""Windows and pieces cover a stretch exactly once, with their context, and joined they equal the whole."""
+
 from __future__ import annotations
 
-import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rvc_coreml.runtime.windows import Frames, Window, WindowedOutput, plan_windows
+from rvc_coreml.runtime.windows import Window, equal_batches, join_batches, join_windows, plan_pieces, plan_windows
+from torch import Tensor
+from torch.nn import functional as F
 
 
 @st.composite
@@ -71,91 +75,88 @@ def test_windows_of_ten_with_a_context_of_two(total: int, wanted: list[Window]) 
     assert plan_windows(0, total, 10, 2) == wanted
 
 
+@st.composite
+def pieces(draw: st.DrawFn) -> tuple[int, int, int, int, int, int]:
+    """(first, last, keep_from, keep_to, context, piece)."""
+    first = draw(st.integers(0, 50))
+    last = first + draw(st.integers(1, 300))
+    keep_from = draw(st.integers(first, last - 1))
+    return first, last, keep_from, draw(st.integers(keep_from + 1, last)), draw(st.integers(0, 12)), draw(st.integers(1, 100))
+
+
+@given(pieces())
+def test_pieces_keep_what_is_wanted_once_within_their_size_and_see_their_context(plan: tuple[int, ...]) -> None:
+    first, last, keep_from, keep_to, context, piece = plan
+    found = plan_pieces(first, last, keep_from, keep_to, context, piece)
+    assert [frame for item in found for frame in range(item.keep_from, item.keep_to)] == list(range(keep_from, keep_to))
+    assert len(found) <= -(-(keep_to - keep_from) // piece)
+    assert len({item.keep_to - item.keep_from for item in found[:-1]}) <= 1
+    for item in found:
+        assert item.keep_to - item.keep_from <= piece
+        assert (item.start, item.stop) == (max(first, item.keep_from - context), min(last, item.keep_to + context))
+
+
+def test_without_a_size_there_is_one_piece() -> None:
+    assert plan_pieces(0, 1000, 100, 900, 14) == [Window(86, 828, 100, 900)]
+
+
 class Stage:
-    """A stage with a receptive field of `reach` frames to either side, as a fixed window computes it."""
+    """A stage with a receptive field of `reach` frames to either side and two samples a frame."""
 
-    def __init__(self, clip: np.ndarray, window: int, reach: int, first: int, last: int) -> None:
-        self.clip, self.window, self.first, self.last = clip, window, first, last
-        self.kernel = np.random.default_rng(1).standard_normal(2 * reach + 1)
-        self.computed: list[int] = []
+    def __init__(self, last: int, reach: int, window: int | None) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.clip = torch.randn(1, 1, last, generator=generator)
+        self.kernel = torch.randn(2, 1, 2 * reach + 1, generator=generator)
+        self.reach, self.window = reach, window
 
-    def __call__(self, window: Window) -> Frames:
-        self.computed.append(window.start)
-        padded = np.zeros(self.window)
-        padded[: window.valid] = self.clip[window.start : window.start + window.valid]
-        return self._apply(padded)[: window.valid]
+    def apply(self, values: Tensor) -> Tensor:
+        made = F.conv1d(values, self.kernel, padding=self.reach)
+        return made.transpose(1, 2).reshape(1, 1, -1)
 
-    def direct(self) -> Frames:
-        """The same over the whole stretch at once."""
-        return self._apply(self.clip[self.first : self.last])
-
-    def _apply(self, values: np.ndarray) -> Frames:
-        reach = len(self.kernel) // 2
-        full = np.convolve(np.pad(values, reach), self.kernel, "valid")
-        return np.stack([full, full**2], axis=1).astype(np.float32)
-
-
-def staged(plan: tuple[int, int, int, int], reach: int) -> tuple[Stage, WindowedOutput]:
-    first, last, window, _context = plan
-    stage = Stage(np.random.default_rng(0).standard_normal(last + 7), window, reach, first, last)
-    return stage, WindowedOutput(plan_windows(*plan), stage)
+    def __call__(self, window: Window) -> Tensor:
+        values = self.clip[:, :, window.start : window.stop]
+        return self.apply(F.pad(values, (0, 0 if self.window is None else self.window - window.valid)))
 
 
 @given(plans(), st.data())
-@settings(max_examples=60)
-def test_a_windowed_stage_equals_the_direct_computation(plan: tuple[int, int, int, int], data: st.DataObject) -> None:
-    first, last, _window, context = plan
-    stage, output = staged(plan, data.draw(st.integers(0, context)))
-    direct = stage.direct()
-    np.testing.assert_allclose(output.read(first, last), direct, rtol=1e-5, atol=1e-5)
-    for _ in range(4):
-        start = data.draw(st.integers(first, last - 1))
-        stop = data.draw(st.integers(start + 1, last))
-        np.testing.assert_allclose(output.read(start, stop), direct[start - first : stop - first], rtol=1e-5, atol=1e-5)
+@settings(max_examples=60, deadline=None)
+def test_joined_windows_equal_the_whole(plan: tuple[int, int, int, int], data: st.DataObject) -> None:
+    first, last, window, context = plan
+    stage = Stage(last, data.draw(st.integers(0, context)), window)
+    whole = stage.apply(stage.clip[:, :, first:])
+    torch.testing.assert_close(join_windows(plan_windows(first, last, window, context), stage, 2), whole, rtol=1e-5, atol=1e-5)
+
+
+@given(pieces())
+@settings(max_examples=60, deadline=None)
+def test_joined_pieces_equal_the_wanted_part_of_the_whole(plan: tuple[int, ...]) -> None:
+    first, last, keep_from, keep_to, context, piece = plan
+    stage = Stage(last, context, None)
+    whole = stage.apply(stage.clip[:, :, first:])[..., 2 * (keep_from - first) : 2 * (keep_to - first)]
+    joined = join_windows(plan_pieces(first, last, keep_from, keep_to, context, piece), stage, 2)
+    torch.testing.assert_close(joined, whole, rtol=1e-5, atol=1e-5)
+
+
+@given(pieces(), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_equal_pieces_computed_together_equal_those_computed_alone(plan: tuple[int, ...], most: int) -> None:
+    first, last, keep_from, keep_to, context, piece = plan
+    stage = Stage(last, context, None)
+    windows = plan_pieces(first, last, keep_from, keep_to, context, piece)
+    batches = equal_batches(windows, most)
+    assert [window for batch in batches for window in batch] == windows
+    assert max(map(len, batches)) <= most
+    together = join_batches(batches, lambda batch: torch.cat([stage(window) for window in batch]), 2)
+    torch.testing.assert_close(together, join_windows(windows, stage, 2))
 
 
 def test_a_receptive_field_beyond_the_context_shows() -> None:
-    stage, output = staged((0, 100, 20, 4), 5)
-    assert not np.allclose(output.read(0, 100), stage.direct(), rtol=1e-5, atol=1e-5)
+    stage = Stage(100, 5, 20)
+    joined = join_windows(plan_windows(0, 100, 20, 4), stage, 2)
+    assert not torch.allclose(joined, stage.apply(stage.clip), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("step", [1, 3, 10, 37])
-def test_reading_forward_computes_each_window_once(step: int) -> None:
-    stage, output = staged((0, 100, 20, 4), 4)
-    for start in range(0, 100, step):
-        output.read(start, min(100, start + step))
-    assert stage.computed == [window.start for window in output.windows]
-
-
-def test_reading_a_little_back_needs_no_new_computation() -> None:
-    stage, output = staged((0, 100, 20, 4), 4)
-    for start in range(0, 90, 5):
-        output.read(max(0, start - 8), start + 5)
-    assert len(stage.computed) == len(set(stage.computed))
-
-
-def test_only_the_last_windows_are_held() -> None:
-    stage, output = staged((0, 200, 20, 4), 4)
-    output.read(0, 200)
-    assert len(output._cache) == WindowedOutput.KEPT_WINDOWS == 3
-    output.read(0, 1)
-    assert stage.computed.count(0) == 2
-
-
-def test_nothing_is_computed_before_it_is_read() -> None:
-    stage, output = staged((0, 200, 20, 4), 4)
-    assert stage.computed == []
-    output.read(100, 101)
-    assert len(stage.computed) == 1
-
-
-@pytest.mark.parametrize(("start", "stop"), [(4, 8), (5, 106), (-1, 8), (30, 20), (200, 201)])
-def test_reading_outside_the_clip_is_an_error(start: int, stop: int) -> None:
-    _stage, output = staged((5, 105, 20, 4), 4)
-    with pytest.raises(IndexError, match="lie outside 5 to 105"):
-        output.read(start, stop)
-
-
-def test_reading_an_empty_stretch_gives_no_frames() -> None:
-    _stage, output = staged((0, 100, 20, 4), 4)
-    assert output.read(50, 50).shape == (0, 2)
+def test_progress_is_told_the_frames_that_are_done() -> None:
+    told: list[int] = []
+    join_windows(plan_windows(0, 17, 10, 2), Stage(17, 2, 10), 2, told.append)
+    assert told == [8, 14, 17]
