@@ -14,7 +14,7 @@ demo: install
 	$(BIN)/python tools/demo.py demo
 
 test: install $(VENV)/.others
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 test-slow: install $(VENV)/.others
 	$(BIN)/python -m pytest -m slow

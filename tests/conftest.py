@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,18 @@ torch.set_num_threads(1)
 AUDIO = Path(__file__).parent.parent / "golden_outputs" / "audio"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several workers a file stays with one, and so do all operations: the last of their files asks what the others ran."""
-    for item in items:
-        together = item.path.parent if item.path.parent.name == "ops" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            folder = file.rpartition("/")[0]
+            return folder if folder.endswith("/ops") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
