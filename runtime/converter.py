@@ -21,6 +21,7 @@ from ..errors import AudioError, LibraryError, UsageError
 from ..models.host import ContentHost, VoiceHost
 from .audio import OutputBuffer, Recording, recording_of, reflect_padded, release
 from .backends import Backend, choose_backend
+from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
 from .guard import GuardedStage, Notify, candidates_after
 from .library import Library
@@ -40,9 +41,9 @@ Progress = Callable[[str, float], None]
 class VoiceConverter:
     """One voice of a library, loaded. `notify` gets a line for every stage that had to be run elsewhere.
 
-    `backend` is a name or a Backend, `device` where PyTorch runs (cpu, cuda, mps; None: the best there is). Not for use
-    by several threads at once. Raises LibraryError where the library lacks the voice, a content encoder, or features of
-    the voice's version.
+    `backend` is a name or a Backend, `device` where PyTorch runs (cpu, cuda, mps; None: the best there is), `config` how
+    (None: the device's defaults, RVC_COREML_CONFIG and the environment). Not for use by several threads at once. Raises
+    LibraryError where the library lacks the voice, a content encoder, or features of the voice's version.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class VoiceConverter:
         chain = candidates_after(self.backend)
         components = {"content_encoder": self.content, "text_encoder": self.voice, "flow": self.voice, "decoder": self.voice}
         stages = {name: GuardedStage(component, name, chain, notify) for name, component in components.items()}
-        self.config = (config or OptimizationConfig()).resolved(_device_name(self.backend, stages["content_encoder"].device))
+        self.config = _config(config, self.backend, stages["content_encoder"].device)
         self.pitch_models = LibraryPitchModels(self.library, chain, notify)
         self.synthesizer = SegmentSynthesizer(
             version=version,
@@ -279,8 +280,12 @@ def options_of(values: dict[str, Any]) -> ConversionOptions:
     return ConversionOptions(**values)
 
 
-def _device_name(backend: Backend, device: torch.device) -> str:
-    return "coreml" if backend.name == "coreml" else device.type
+def _config(config: OptimizationConfig | None, backend: Backend, device: torch.device) -> OptimizationConfig:
+    """What was given, else what the backend has, else the device's defaults and the environment."""
+    name = "coreml" if backend.name == "coreml" else device.type
+    if config is None:
+        config = backend.config if isinstance(backend, TorchBackend) else OptimizationConfig.load(name)
+    return config.resolved(name)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...errors import BackendError, UsageError
 from ..config import OptimizationConfig
+from . import torch_backend
 from .base import Backend
 from .coreml_backend import CoreMLBackend, coreml_available
 from .reference_backend import ReferenceBackend
@@ -18,7 +19,7 @@ def default_backend_name() -> str:
 
 
 def choose_backend(name: str, config: OptimizationConfig | None = None, device: str | None = None) -> Backend:
-    """A backend by name or `auto`; `config` and `device` (cpu, cuda, mps) are PyTorch's.
+    """A backend by name or `auto`; `config` and `device` (cpu, cuda, mps) are PyTorch's, by default the best and its own.
 
     Raises UsageError for an unknown name, BackendError for Core ML off a Mac.
     """
@@ -26,7 +27,8 @@ def choose_backend(name: str, config: OptimizationConfig | None = None, device: 
     if chosen not in BACKENDS:
         raise UsageError(f"backend {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
     if chosen == "torch":
-        return TorchBackend(device, config)
+        device = device or torch_backend.best_device()
+        return TorchBackend(device, config or OptimizationConfig.load(device))
     if chosen == "reference":
         return ReferenceBackend()
     if not coreml_available():

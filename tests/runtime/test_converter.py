@@ -239,3 +239,19 @@ def test_a_v1_voice_needs_a_content_encoder_with_final_proj(tmp_path, small_libr
     path.write_text(json.dumps(manifest))
     with pytest.raises(LibraryError, match="final_proj"):
         VoiceConverter(library, "v1", "torch")
+
+
+def test_without_a_configuration_the_device_has_its_own_and_the_environment_counts(small_library, monkeypatch):
+    from rvc_coreml.runtime.backends import choose_backend
+    from rvc_coreml.runtime.backends.torch_backend import TorchBackend
+
+    monkeypatch.setattr("rvc_coreml.runtime.devices.gains_from_half", lambda _device: True)
+    chosen = choose_backend("torch", device="cuda")
+    assert isinstance(chosen, TorchBackend)
+    assert chosen.detail == "cuda, fp16"
+    assert chosen.config.filter_device == "device"
+    monkeypatch.setenv("RVC_USE_FP16", "0")
+    assert choose_backend("torch", device="cuda").detail == "cuda"
+    converter = VoiceConverter(small_library, "nof0", "torch")
+    assert converter.config.as_dict() == OptimizationConfig.for_cpu().as_dict() | {"precision": "fp32"}
+    assert converter.filter_device is None
