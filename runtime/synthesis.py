@@ -26,7 +26,7 @@ from .pitch import coarse_pitch
 from .profiling import NullProfile, Profile
 from .retrieval import Retriever
 from .segments import PAD_FRAMES
-from .windows import Window, equal_batches, join_batches, join_windows, plan_pieces, plan_windows
+from .windows import Window, blend_windows, equal_batches, join_batches, join_windows, plan_pieces, plan_windows
 
 Report = Callable[[float], None]
 # Decoder frames that are kept at a time: on the CPU to bound memory (the cache is minded within them, see GeneratorNSF);
@@ -125,7 +125,7 @@ class SegmentSynthesizer:
             return self._predict("content_encoder", inputs, window, wanted).transpose(1, 2)
 
         total = config.frames(len(waveform))
-        features = join_windows(self._windows("content_encoder", 0, total), compute, done=progress.of("content_encoder", total))
+        features = blend_windows(self._windows("content_encoder", 0, total), compute, progress.of("content_encoder", total))
         return self.content_host.project(features.transpose(1, 2)).transpose(1, 2) if job.project_last else features
 
     def _blend(self, features: Tensor, pitchf: NDArray[np.float64] | None, frames: int, job: Job) -> Tensor:
@@ -156,7 +156,7 @@ class SegmentSynthesizer:
             return torch.cat([outputs["m_p"], outputs["logs_p"]], dim=1)
 
         windows = self._windows("text_encoder", 0, frames)
-        m_p, logs_p = join_windows(windows, compute, done=progress.of("text_encoder", frames)).chunk(2, dim=1)
+        m_p, logs_p = blend_windows(windows, compute, progress.of("text_encoder", frames)).chunk(2, dim=1)
         return m_p, logs_p
 
     def _flow(

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+FADE_SHARE = 0.8  # of an overlap's half: the frames nearest to a window's edge, which see the least around them, are left out
+
 
 @dataclass(frozen=True)
 class Window:
@@ -90,6 +92,44 @@ def join_batches(
         if done:
             done(kept)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def blend_windows(windows: Sequence[Window], compute: Callable[[Window], Tensor], done: Callable[[int], None] | None = None) -> Tensor:
+    """(1, channels, frames) as `join_windows`, but one window fades into the next around every seam.
+
+    For stages whose windows only approximate the clip: two approximations are nearer to it together than each alone, and
+    a seam is no step. Windows have to keep everything from the first's start to the last's stop.
+    """
+    first, last = windows[0].start, windows[-1].stop
+    halves = [_fade(left, right) for left, right in pairwise(windows)]
+    frames = torch.arange(first, last) + 0.5
+    blended: Tensor | None = None
+    for index, window in enumerate(windows):
+        result = compute(window)[..., : window.valid]
+        place = slice(window.start - first, window.stop - first)
+        weight = torch.ones(window.valid)
+        if index > 0:
+            weight *= _ramp(frames[place], window.keep_from, halves[index - 1])
+        if index < len(halves):
+            weight *= 1 - _ramp(frames[place], window.keep_to, halves[index])
+        if blended is None:
+            blended = result.new_zeros(*result.shape[:-1], last - first)
+        blended[..., place] += weight.to(result) * result
+        if done:
+            done(window.keep_to - first)
+    assert blended is not None  # noqa: S101 - there is always a window
+    return blended
+
+
+def _fade(left: Window, right: Window) -> int:
+    """Frames on either side of a seam over which one fades into the other: most of what both see, short of the next seam."""
+    seen = int(FADE_SHARE * min(left.stop - left.keep_to, right.keep_from - right.start))
+    return min(seen, (left.keep_to - left.keep_from) // 2, (right.keep_to - right.keep_from) // 2)
+
+
+def _ramp(frames: Tensor, seam: int, half: int) -> Tensor:
+    """0 before the seam, 1 behind it, linear within `half` frames of it."""
+    return ((frames - seam) / (2 * half) + 0.5).clamp(0, 1) if half else (frames > seam).float()
 
 
 def equal_batches(windows: Iterable[Window], most: int) -> list[list[Window]]:

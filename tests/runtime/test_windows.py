@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rvc_coreml.runtime.windows import Window, equal_batches, join_batches, join_windows, plan_pieces, plan_windows
+from rvc_coreml.runtime.windows import Window, blend_windows, equal_batches, join_batches, join_windows, plan_pieces, plan_windows
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -154,6 +154,27 @@ def test_a_receptive_field_beyond_the_context_shows() -> None:
     stage = Stage(100, 5, 20)
     joined = join_windows(plan_windows(0, 100, 20, 4), stage, 2)
     assert not torch.allclose(joined, stage.apply(stage.clip), rtol=1e-5, atol=1e-5)
+
+
+@given(plans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_blended_windows_equal_the_whole_where_windows_are_exact(plan: tuple[int, int, int, int], data: st.DataObject) -> None:
+    first, last, window, context = plan
+    stage = Stage(last, data.draw(st.integers(0, context // 5)), window)  # exact as far as the fade reaches
+    whole = stage.apply(stage.clip[:, :, first:])[..., ::2]
+    blended = blend_windows(plan_windows(first, last, window, context), lambda item: stage(item)[..., ::2])
+    torch.testing.assert_close(blended, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_blending_leaves_no_step_at_a_seam() -> None:
+    windows = plan_windows(0, 160, 100, 20)
+    values = {window: torch.full((1, 1, 100), float(index)) for index, window in enumerate(windows)}
+    blended = blend_windows(windows, values.__getitem__)[0, 0]
+    joined = join_windows(windows, values.__getitem__)[0, 0]
+    assert float(joined.diff().abs().max()) == 1
+    assert float(blended.diff().abs().max()) < 0.05
+    assert (float(blended[0]), float(blended[-1])) == (0.0, 1.0)
+    assert float(blended[windows[0].keep_to - 1 : windows[0].keep_to + 1].mean()) == pytest.approx(0.5)
 
 
 def test_progress_is_told_the_frames_that_are_done() -> None:
