@@ -23,6 +23,7 @@ from .audio import OutputBuffer, Recording, recording_of, reflect_padded, releas
 from .backends import Backend, choose_backend
 from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
+from .devices import empty_cache, is_unified, search_memory
 from .guard import GuardedStage, Notify, candidates_after
 from .library import Library
 from .noise import NoiseDraw, checked, seeded_noise
@@ -166,6 +167,9 @@ class VoiceConverter:
                 output.append(kept)
         with self.profile.measure("finish"):
             output.finish(recording.samples, options.rms_mix_rate, options.resample_sr)
+        device = str(self.synthesizer.stages["decoder"].device)
+        if is_unified(device):  # what PyTorch keeps there, the rest of the system lacks
+            empty_cache(device)
 
     def _job(self, options: ConversionOptions, noise: NoiseDraw | None) -> Job:
         return Job(
@@ -188,7 +192,7 @@ class VoiceConverter:
                 device = torch.device("cpu")
             elif self.backend.name == "coreml" and torch.backends.mps.is_available():
                 device = torch.device("mps")
-            self._retrievers[mode] = Retriever(load_index(path), device, mode)
+            self._retrievers[mode] = Retriever(load_index(path), device, mode, budget=search_memory(str(device)))
         return self._retrievers[mode]
 
     def _check_length(self, segments: list[Segment], recording: Recording) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -25,12 +24,9 @@ CUDA_SHARE = 0.8  # of what is free on the card: its allocator rounds up, and cu
 WORK_SHARE = 0.25  # of a budget for the work of one stage; networks and the other stages have the rest
 METAL_AXIS = 65_536  # elements; convolutions on MPS refuse a longer axis (pytorch issues 129484, 134416, 152278)
 MOST_WINDOWS = 16  # together: beyond that a batch is no faster and only takes memory
-MOST_RETRIEVED = 8192  # frames searched together
-LEAST_RETRIEVED = 16
+MOST_SEARCHED, LEAST_SEARCHED = 512 << 20, 16 << 20  # bytes of scores: beyond the first a search is no faster
 _HALF_CAPABILITY = (7, 0)  # cards before Volta compute in half precision no faster than in single, or far slower
 _NO_HALF = ("GTX 16",)  # Turing without tensor cores: RVC-WebUI keeps them in single precision, half gives NaN there
-_warm: set[Hashable] = set()
-_warming = threading.Lock()
 
 
 def kind_of(device: str) -> str:
@@ -105,10 +101,9 @@ def windows_together(device: str, window_bytes: int, chosen: int | None = None, 
     return max(1, min(most, int(WORK_SHARE * budget(device)) // max(1, window_bytes)))
 
 
-def retrieval_batch(device: str, vectors: int, width: int, itemsize: int = 4) -> int:
-    """How many frames to search together in `vectors` of a width: each has a row of scores, one of a mask, and itself."""
-    row = itemsize * (2 * vectors + 2 * width)
-    return max(LEAST_RETRIEVED, min(MOST_RETRIEVED, int(WORK_SHARE * budget(device)) // row))
+def search_memory(device: str) -> int:
+    """Bytes that one search of a feature index may take for its scores."""
+    return max(LEAST_SEARCHED, min(MOST_SEARCHED, int(WORK_SHARE * budget(device))))
 
 
 def longest_axis(device: str) -> int | None:
@@ -154,19 +149,6 @@ def peak_device_memory(device: str) -> int:
     if kind == "mps" and torch.backends.mps.is_available():
         return torch.mps.driver_allocated_memory()
     return 0
-
-
-def warm_up(key: Hashable, run: Callable[[], object]) -> bool:
-    """Run something once in this process for a key, such as (stage, device, precision, length); whether it ran.
-
-    The first run of a shape compiles kernels and chooses algorithms. One that raises counts as not done.
-    """
-    with _warming:
-        if key in _warm:
-            return False
-        run()
-        _warm.add(key)
-        return True
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ..models.host import ContentHost, VoiceHost
 from ..models.source import frame_phases
 from ..models.stages import VALID_INPUT
 from .config import OptimizationConfig
-from .devices import windows_together
+from .devices import frames_within, windows_together
 from .guard import GuardedStage
 from .library import StageEntry
 from .noise import NoiseDraw
@@ -200,13 +200,19 @@ class SegmentSynthesizer:
                 inputs["source"] = torch.cat([_fit(source[:, :, start * upp : stop * upp], length * upp) for start, stop in places])
             return self._predict("decoder", inputs, batch[0], "audio")
 
-        piece = None
-        if self.config.pieces:
-            piece = self.config.piece_frames or DECODER_PIECES.get(stage.device.type)
-        windows = self._windows("decoder", *given, kept, piece)
+        windows = self._windows("decoder", *given, kept, self._piece(stage.device))
         together = 1 if stage.window is not None else self._together(stage.device, windows[0].valid)
         batches = equal_batches(windows, together)
         return join_batches(batches, compute, upp, progress.of("decoder", kept[1] - kept[0])).reshape(-1)
+
+    def _piece(self, device: torch.device) -> int | None:
+        """Decoder frames that are kept at a time: what was chosen or suits the device, within what its convolutions take."""
+        piece = None
+        if self.config.pieces:
+            piece = self.config.piece_frames or DECODER_PIECES.get(device.type)
+        context = 2 * self.entries["decoder"].context
+        whole = frames_within(device.type, self.voice_host.config.samples_per_frame, None if piece is None else piece + context)
+        return None if whole is None else max(1, whole - context)
 
     def _together(self, device: torch.device, frames: int) -> int:
         """Decoder windows that run as one batch; on the CPU one, whose activations are to stay in the cache."""

@@ -255,3 +255,18 @@ def test_without_a_configuration_the_device_has_its_own_and_the_environment_coun
     converter = VoiceConverter(small_library, "nof0", "torch")
     assert converter.config.as_dict() == OptimizationConfig.for_cpu().as_dict() | {"precision": "fp32"}
     assert converter.filter_device is None
+
+
+@pytest.mark.parametrize("chosen", [{}, {"piece_frames": 10_000}, {"pieces": False}], ids=str)
+def test_no_axis_of_a_convolution_on_metal_is_longer_than_it_takes(small_library, chosen):
+    synthesizer = VoiceConverter(small_library, "v1", "torch", config=OptimizationConfig(**chosen)).synthesizer
+    piece = synthesizer._piece(torch.device("mps"))
+    widest = (piece + 2 * synthesizer.entries["decoder"].context) * synthesizer.voice_host.config.samples_per_frame
+    assert 32_768 < widest <= 65_536
+
+
+def test_unified_memory_is_given_back_after_every_clip(small_library, speech, monkeypatch):
+    emptied = []
+    monkeypatch.setattr("rvc_coreml.runtime.converter.empty_cache", emptied.append)
+    VoiceConverter(small_library, "nof0", "torch").convert(speech[:16000], 16000)
+    assert emptied == ["cpu"]

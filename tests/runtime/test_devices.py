@@ -92,14 +92,13 @@ def test_a_batch_fits_its_share_and_is_never_empty(free: int, window: int) -> No
         assert devices.windows_together("cpu", window, chosen=7) == 7
 
 
-@given(free=st.integers(0, 200 * GB), vectors=st.integers(1, 10**6), width=st.sampled_from([256, 768]))
-def test_a_batch_of_frames_to_retrieve_fits_its_share(free: int, vectors: int, width: int) -> None:
+@given(free=st.integers(0, 200 * GB))
+def test_a_search_takes_its_share_within_bounds(free: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "free_memory", lambda: free)
-        frames = devices.retrieval_batch("cpu", vectors, width)
-        assert devices.LEAST_RETRIEVED <= frames <= devices.MOST_RETRIEVED
-        scores = frames * vectors * 4
-        assert frames == devices.LEAST_RETRIEVED or scores <= free * devices.FREE_SHARE * devices.WORK_SHARE
+        taken = devices.search_memory("cpu")
+        assert devices.LEAST_SEARCHED <= taken <= devices.MOST_SEARCHED
+        assert taken == devices.LEAST_SEARCHED or taken <= free * devices.FREE_SHARE * devices.WORK_SHARE
 
 
 @pytest.mark.parametrize("samples", [64, 400, 480])
@@ -135,20 +134,6 @@ def test_waiting_and_emptying_reach_the_device_that_is_meant(monkeypatch: pytest
         devices.synchronize(device)
         devices.empty_cache(device)
     assert calls == ["cuda synchronize", "cuda empty_cache", "mps synchronize", "mps empty_cache"]
-
-
-def test_warming_up_happens_once_for_a_key_and_again_after_a_failure() -> None:
-    runs: list[int] = []
-
-    def fail() -> None:
-        raise RuntimeError("no")
-
-    key = ("decoder", "test", object())
-    with pytest.raises(RuntimeError):
-        devices.warm_up(key, fail)
-    assert devices.warm_up(key, lambda: runs.append(1))
-    assert not devices.warm_up(key, lambda: runs.append(2))
-    assert runs == [1]
 
 
 def test_threads_are_put_back() -> None:
