@@ -227,7 +227,7 @@ class VoiceConverter:
             if found.ndim != 1 or len(found) < frames or not np.isfinite(found).all() or (found < 0).any():
                 raise UsageError(f"f0 has to be finite Hz of shape ({frames},), one for every 10 ms of the padded clip, not {found.shape}")
         return apply_contour_options(
-            found[: max(frames, len(found))],
+            found,
             method=method,
             filter_radius=options.filter_radius,
             autotune_strength=options.autotune,

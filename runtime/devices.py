@@ -152,6 +152,17 @@ def peak_device_memory(device: str) -> int:
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions and recurrent layers in float32 on CUDA, where cuDNN's default is TF32 with 10 bits: 55 to 65 dB instead of 105."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """PyTorch's threads on the CPU within the block; None leaves them alone."""
     before = torch.get_num_threads()

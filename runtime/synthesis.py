@@ -25,7 +25,7 @@ from .noise import NoiseDraw
 from .pitch import coarse_pitch
 from .profiling import NullProfile, Profile
 from .retrieval import Retriever
-from .segments import PAD_FRAMES
+from .segments import HOP, PAD_FRAMES
 from .windows import Window, blend_windows, equal_batches, join_batches, join_windows, plan_pieces, plan_windows
 
 Report = Callable[[float], None]
@@ -67,7 +67,7 @@ class SegmentSynthesizer:
 
     def frames(self, samples: int) -> int:
         """10 ms frames that a segment of so many samples gives, pads included."""
-        return min(samples // 160, 2 * self.content_host.config.frames(samples))
+        return min(samples // HOP, 2 * self.content_host.config.frames(samples))
 
     def noise_shapes(self, frames: int) -> list[tuple[int, ...]]:
         """Of a segment's draws."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -19,7 +18,7 @@ from ...models.pitch_network import PitchNetwork
 from ...models.stages import ContentEncoderStage, DecoderStage, Stage, content_encoder_stage, pitch_stage, voice_stage
 from ...models.synthesizer import Synthesizer
 from ..config import OptimizationConfig
-from ..devices import best_device
+from ..devices import best_device, full_precision
 from ..library import CONTENT_ENCODER, PITCH, Component
 from .base import Tensors
 
@@ -97,17 +96,6 @@ def _load(component: Component) -> nn.Module:
     return load_voice(component.weights).synthesizer
 
 
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Convolutions in float32 on CUDA, where cuDNN's default is TF32 with 10 bits: 55 to 65 dB instead of 105 and more."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 class TorchRunner:
     """One stage on one device."""
 
@@ -121,6 +109,6 @@ class TorchRunner:
     @torch.inference_mode()
     def predict(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> Tensors:
         tensors = {name: value.to(self.device, self.dtype, non_blocking=True) for name, value in inputs.items()}
-        with _full_precision():
+        with full_precision():
             results = self.stage.compute(tensors, wanted)
         return {name: result.float() for name, result in results.items()}

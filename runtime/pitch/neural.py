@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ...models.pitch_network import WHOLE_FRAMES, PitchNetwork
 from ...models.stages import VALID_INPUT
+from ..devices import full_precision
 from ..windows import Window, plan_windows
 from .constants import HOP, frames_of
 from .registry import Contour, Progress, Signal
@@ -61,7 +61,7 @@ def neural_pitch(audio: Signal, network: PitchNetwork, runner: PitchRunner, prog
     clip = Clip(audio, network, runner)
     pieces: list[Tensor] = []
     decoded = _Decoder(network, clip.frames)
-    with _float32():
+    with full_precision():
         for salience in clip.salience(progress):
             pieces += decoded.add(salience)
     return torch.cat(pieces)[: clip.frames].numpy().astype(np.float64)
@@ -207,17 +207,6 @@ def _blocks(frames: int, most: int, overlap: int, unit: int) -> list[_Block]:
     size = -(-frames // (count * unit)) * unit
     kept = [(start, min(frames, start + size)) for start in range(0, frames, size)]
     return [_Block(max(0, start - overlap), min(frames, stop + overlap), start, stop) for start, stop in kept]
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    """The recurrent layer in float32 on CUDA too, where cuDNN's default is TF32 with 10 bits."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _tell(progress: Progress | None, share: float) -> None:
