@@ -80,7 +80,7 @@ def dio(audio: Samples) -> Contour:
 def pm(audio: Samples) -> Contour:
     """Praat finds fewer frames than the clip has; the rest is split between both ends, as RVC-WebUI does."""
     try:
-        import parselmouth
+        import parselmouth  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UsageError("pitch method 'pm' needs praat-parselmouth (GPL): install it with 'pip install \"rvc-coreml[praat]\"'") from error
     frames = len(audio) // HOP
