@@ -72,6 +72,22 @@ class BackendError(RvcCoremlError):
     """A backend that cannot run on this machine, or failed while running."""
 
 
+class WorkerFailure(BackendError):
+    """A call that Core ML's process did not answer with a result; `kind` says how it went wrong.
+
+    died: the process ended; timeout: it was ended for taking too long; refused: Core ML did not load the package;
+    failed: Core ML raised while predicting.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class StrictError(BackendError):
+    """A stage that would have had to run elsewhere, where `--strict` asked for no such thing."""
+
+
 class DownloadError(RvcCoremlError):
     """A file that could not be fetched, or that is not the one that was published."""
 

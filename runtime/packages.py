@@ -11,14 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UsageError
-from .backends.coreml_backend import CoreMLModel, coreml_available
+from .backends.coreml_backend import coreml_available, require_coreml
 from .files import atomic_path
 from .reference import ReferenceModel
 from .reference.features import Feature
 from .reference.package import open_package
 from .reference.program import TensorType
+from .worker.client import shared_worker
 
 MAX_INPUT_BYTES = 8 << 30
+PREDICTION_SECONDS = 3600.0  # of a package in Core ML of which nothing is known, after which it is taken to hang
 
 
 class PackageModel(Protocol):
@@ -28,7 +30,7 @@ class PackageModel(Protocol):
     outputs: dict[str, Feature]
     states: dict[str, TensorType]
 
-    def predict(self, data: Any, state: Any = None) -> Any: ...
+    def predict(self, data: Any, /, state: Any = None) -> Any: ...
 
     def make_state(self) -> Any: ...
 
@@ -55,7 +57,10 @@ def load_package(
         if numerics != "declared" or memory_limit is not None or time_limit is not None:
             raise UsageError("numerics and limits are settings of the reference executor; choose backend reference for them")
         open_package(path)
-        return CoreMLModel(Path(path), compute_units, function)
+        require_coreml()
+        model = shared_worker().load(Path(path), compute_units, function)
+        model.prediction_limit = PREDICTION_SECONDS
+        return model
     if chosen == "reference":
         return ReferenceModel(path, function, numerics, memory_limit=memory_limit, time_limit=time_limit)
     raise UsageError(f"backend {backend!r} cannot run a package; choose auto, coreml or reference")

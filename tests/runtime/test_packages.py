@@ -19,7 +19,8 @@ from rvc_coreml.runtime.backends import coreml_backend
 from rvc_coreml.runtime.packages import load_package, read_arrays, write_arrays
 from rvc_coreml.runtime.reference import ReferenceModel
 from rvc_coreml.runtime.reference.numerics import find_numerics
-from support.coreml import StandIn, coreml, failing
+from rvc_coreml.runtime.worker import RemoteModel
+from support.coreml import StandIn, coreml
 from support.networks import convert_torch
 from support.programs import normal, save_package
 
@@ -373,7 +374,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("backend", ["auto", "coreml", "reference"])
 def test_every_backend_shows_the_same_interface(coreml: StandIn, counter: Path, backend: str) -> None:
     model = load_package(counter, backend)
-    assert isinstance(model, ReferenceModel if backend == "reference" else coreml_backend.CoreMLModel)
+    assert isinstance(model, ReferenceModel if backend == "reference" else RemoteModel)
     assert {name: item.describe() for name, item in (model.inputs | model.outputs).items()} == {"x": "fp16 (2, 3)", "y": "fp16 (2, 3)"}
     assert {name: (item.dtype, item.shape) for name, item in model.states.items()} == {"total": ("fp16", (2, 3))}
 
@@ -409,8 +410,8 @@ def test_a_model_without_states_makes_none(coreml: StandIn, plain: Path, backend
 
 def test_states_before_macos_15_are_a_backend_error(coreml: StandIn, counter: Path) -> None:
     model = load_package(counter, "coreml")
-    coreml.macos = (14, 5)
-    with pytest.raises(BackendError, match=r"could not make states for model\.mlpackage: State functionality"):
+    coreml.pretend(macos=(14, 5))
+    with pytest.raises(BackendError, match=r"could not make states for model\.mlpackage: Stateful model is only available"):
         model.make_state()
 
 
@@ -452,7 +453,7 @@ def test_core_ml_cannot_take_the_executors_settings(coreml: StandIn, counter: Pa
 def test_compute_units_reach_core_ml(coreml: StandIn, counter: Path) -> None:
     load_package(counter)
     load_package(counter, "coreml", "CPU_ONLY")
-    assert [units for _stage, units in coreml.loaded] == [ct.ComputeUnit.ALL, ct.ComputeUnit.CPU_ONLY]
+    assert coreml.loaded == [("model", "ALL"), ("model", "CPU_ONLY")]
     with pytest.raises(UsageError, match="no compute units 'GPU'; choose ALL, CPU_AND_GPU, CPU_ONLY, CPU_AND_NE"):
         load_package(counter, "coreml", "GPU")
 
@@ -473,14 +474,15 @@ def test_a_classifier_gives_plain_values_on_every_backend(coreml: StandIn, class
     assert probabilities["dog"] == pytest.approx(1 / (1 + np.exp(-2)), rel=1e-5)
 
 
-@pytest.mark.parametrize("refused", [True, False])
-def test_what_core_ml_refuses_is_a_backend_error(coreml: StandIn, counter: Path, refused: bool) -> None:
-    if refused:
-        coreml.refused.add("model")
-        with pytest.raises(BackendError, match=r"Core ML could not load model\.mlpackage: Error compiling model"):
-            load_package(counter, "coreml")
-        return
-    coreml.faults["model"] = failing
+@pytest.mark.parametrize(("fault", "reason"), [("compile_error", "Failed to parse the model"), ("load_error", "Failed to build the model")])
+def test_what_core_ml_refuses_to_load_is_a_backend_error(coreml: StandIn, counter: Path, fault: str, reason: str) -> None:
+    coreml.fault(fault, stage="model")
+    with pytest.raises(BackendError, match=rf"Core ML could not load model\.mlpackage: .*{reason}"):
+        load_package(counter, "coreml")
+
+
+def test_what_core_ml_refuses_to_run_is_a_backend_error(coreml: StandIn, counter: Path) -> None:
+    coreml.fault("exception", stage="model")
     model = load_package(counter, "coreml")
-    with pytest.raises(BackendError, match=r"Core ML failed while running model\.mlpackage: Error computing NN outputs"):
+    with pytest.raises(BackendError, match=r"Core ML failed while running model\.mlpackage: .*Error computing NN outputs"):
         model.predict({"x": np.zeros((2, 3))}, model.make_state())

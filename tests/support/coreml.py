@@ -1,152 +1,134 @@
-"""A stand-in for coremltools' MLModel on macOS, which computes through the reference executor and can be made to fail.
+"""Core ML for a test on Linux: coremltools stands on the stand-in's native module, and faults can be switched on.
 
-Signature and behaviour follow coremltools 9.0 (`coremltools/models/model.py`, class MLModel): the constructor takes the
-package's path, `compute_units` and `function_name`, which must be "main" for a package of one function; a package that
-Core ML refuses gives a RuntimeWarning and a model whose `__proxy__` is None (`_get_proxy_and_spec`); `predict` takes a
-dict of arrays by input name, or a list of such, and returns what it was given; an unknown input is a KeyError, and a
-state goes with a single dict only. `make_state` needs macOS 15, and gives an MLState around Core ML's own state. Core ML
-reads numpy's memory directly, so arrays have to lie in C order and be writable. How Core ML's own side answers a missing
-or a foreign state is not known here: the stand-in raises RuntimeError, as for what else Core ML refuses.
+    def test_something(coreml):                      # a fixture; import it, and name it in __all__
+        coreml.fault("scale", stage="decoder", units="ALL", after=2)
+        ...
+        assert coreml.loaded == [("decoder", "ALL")]
+
+The worker is a thread of this process unless the test says `coreml.processes = True` before its first prediction; a
+crash then ends that thread. Subprocesses of the test, and their workers, are under the stand-in too: `coreml.environment()`.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import coremltools as ct
-import numpy as np
 import pytest
-from rvc_coreml.errors import PackageError
-from rvc_coreml.runtime import packages
-from rvc_coreml.runtime.backends import choice, coreml_backend
-from rvc_coreml.runtime.reference import ReferenceModel
-from rvc_coreml.runtime.reference.executor import ModelState
+from rvc_coreml.runtime.backends import coreml_backend
+from rvc_coreml.runtime.downloads import CACHE_VARIABLE
+from rvc_coreml.runtime.worker import client
 
-from .programs import read_specification
-
-Outputs = dict[str, np.ndarray]
-Fault = Callable[[Outputs], Outputs]
-
-
-def scaled(factor: float) -> Fault:
-    """Every output too loud, as fp16 vocoders are known to come out."""
-    return lambda outputs: {name: value * factor for name, value in outputs.items()}
-
-
-def not_a_number(outputs: Outputs) -> Outputs:
-    return {name: np.full_like(value, np.nan) for name, value in outputs.items()}
-
-
-def failing(outputs: Outputs) -> Outputs:
-    raise RuntimeError("Error computing NN outputs.")
+from .stand_in import install
+from .stand_in.faults import VARIABLE, Fault, Machine, Record
 
 
 class StandIn:
-    """What the patched coremltools was asked, and what is to go wrong."""
+    """What the test says to Core ML, and what Core ML was asked, over all processes of the test."""
 
-    def __init__(self) -> None:
-        self.loaded: list[tuple[str, ct.ComputeUnit]] = []
-        self.predictions: dict[str, int] = {}
-        self.faults: dict[str, Fault] = {}
-        self.fault_after: dict[str, int] = {}
-        self.refused: set[str] = set()
-        self.functions: list[str | None] = []
-        self.macos = (15, 0)
+    def __init__(self, folder: Path) -> None:
+        self.record = Record(folder, threaded=True)
+        self.folder = folder
+        self.processes = False
+        self.record.set_machine(Machine())
 
-    def model(
+    def fault(
         self,
-        model: str,
-        is_temp_package: bool = False,
-        mil_program: Any = None,
-        skip_model_load: bool = False,
-        compute_units: ct.ComputeUnit = ct.ComputeUnit.ALL,
-        weights_dir: str | None = None,
-        function_name: str | None = None,
-        optimization_hints: dict[str, Any] | None = None,
-    ) -> _Model:
-        if not isinstance(model, str):
-            raise TypeError("Expected model to be a .mlmodel file, .mlpackage file or a Model_pb2 object")
-        if not isinstance(compute_units, ct.ComputeUnit):
-            raise TypeError('"compute_units" parameter must be of type: coremltools.ComputeUnit')
-        stage = Path(model).stem
-        self.functions.append(function_name)
-        self.loaded.append((stage, compute_units))
-        error = RuntimeError("Error compiling model: Failed to build the model execution plan.") if stage in self.refused else None
-        if error is not None:
-            message = f"You will not be able to run predict() on this Core ML model. Underlying exception message was: {error}"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        described = read_specification(Path(model)).description
-        if function_name is not None and not described.functions and function_name != "main":
-            raise ValueError('function_name must be "main" for non multifunction model')
-        return _Model(self, stage, ReferenceModel(model, function_name), error)
+        kind: str,
+        *,
+        stage: str | None = None,
+        units: str | None = None,
+        window: int | None = None,
+        after: int = 0,
+        seconds: float | None = None,
+        factor: float = 4.25,
+    ) -> None:
+        """From now on this goes wrong, for `stage` (a package's stem), `units` and `window` frames; None is any.
+
+        compile_error, endless_compile, slow_compile (`seconds`; at the first load for `units` where they are given),
+        load_error, crash_load, and in predictions crash_predict, scale (times `factor`), nan, exception, slow
+        (`seconds`), hang. `after` lets so many pass that it would have struck.
+        """
+        if kind in ("slow", "slow_compile") and seconds is None:
+            raise ValueError(f"how many seconds does {kind} take?")
+        fault = Fault(kind, stage, units, window, after, seconds, factor, self.record.length)
+        self.record.set_faults([*self.record.faults(), fault])
+
+    def clear(self) -> None:
+        """Nothing goes wrong any more."""
+        self.record.set_faults([])
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Every call, in order: call (compile, load, predict, plan), stage, units, pid, function, sizes."""
+        return [asdict(call) for call in self.record.calls()]
+
+    @property
+    def loaded(self) -> list[tuple[str, str | None]]:
+        """Stage and compute units of every load, in order."""
+        return [(call.stage, call.units) for call in self.record.calls() if call.call == "load"]
+
+    @property
+    def functions(self) -> list[str | None]:
+        """The function that each load asked for."""
+        return [call.function for call in self.record.calls() if call.call == "load"]
+
+    @property
+    def predictions(self) -> dict[str, int]:
+        """How often each stage predicted."""
+        stages = [call.stage for call in self.record.calls() if call.call == "predict"]
+        return {stage: stages.count(stage) for stage in stages}
+
+    @property
+    def machine(self) -> Machine:
+        return self.record.machine()
+
+    def pretend(self, **facts: Any) -> None:
+        """Another machine: `macos` (15, 0), `build`, `chip`, `specification_version`."""
+        self.record.set_machine(replace(self.record.machine(), **facts))
+
+    def environment(self) -> dict[str, str]:
+        """Variables for a subprocess in which Core ML is there."""
+        return install.environment(self.folder)
 
 
-class _State:
-    """coremltools' MLState: the framework's own state lies behind `__proxy__`."""
-
-    def __init__(self, proxy: ModelState) -> None:
-        self.__proxy__ = proxy
-
-    def read_state(self, name: str) -> np.ndarray:
-        return self.__proxy__.read_state(name)
-
-    def write_state(self, name: str, value: np.ndarray) -> None:
-        self.__proxy__.write_state(name, value)
+FIRST_SOUND = "RVC_COREML_FIRST_SOUND_SECONDS"
+_active: list[StandIn] = []
+_really_available = coreml_backend.coreml_available
 
 
-class _Model:
-    def __init__(self, owner: StandIn, stage: str, model: ReferenceModel, error: RuntimeError | None) -> None:
-        self.owner, self.stage, self.reference = owner, stage, model
-        self.__proxy__ = None if error is not None else object()
-        self._framework_error = error
-
-    def make_state(self) -> _State:
-        if self.owner.macos < (15, 0):
-            raise Exception("State functionality is only supported on macOS 15+")
-        if self.__proxy__ is None:
-            raise Exception("This model was not loaded with the Core ML Framework. Cannot get state.")
-        return _State(self.reference.make_state())
-
-    def predict(self, data: Any, state: _State | None = None) -> Any:
-        if type(data) not in (list, dict):
-            raise TypeError(f'"data" parameter must be either a dict or list of dict, but got {type(data)}.')
-        if self.__proxy__ is None:
-            raise Exception(f"Unable to load the model: {self._framework_error}")
-        if isinstance(data, list):
-            assert state is None, "State can only be used for unbatched predictions"
-            return [self._predict(item, None) for item in data]
-        return self._predict(data, None if state is None else state.__proxy__)
-
-    def _predict(self, data: dict[str, Any], state: ModelState | None) -> Outputs:
-        for name in data:
-            if name not in self.reference.inputs:
-                raise KeyError(f"Provided key {name!r} does not match any of the model input name(s)")
-        if set(data) != set(self.reference.inputs):
-            raise RuntimeError("Feature is required but not specified.")
-        for name, array in data.items():
-            assert isinstance(array, np.ndarray), name
-            assert array.flags.c_contiguous, name
-            assert array.flags.writeable, name
-            assert array.dtype in (np.float16, np.float32, np.float64, np.int32), name
-        owner, stage = self.owner, self.stage
-        owner.predictions[stage] = owner.predictions.get(stage, 0) + 1
-        try:
-            outputs = self.reference.predict(data, state)
-        except PackageError as error:
-            raise RuntimeError(f"Error computing NN outputs: {error}") from error
-        if stage in owner.faults and owner.predictions[stage] > owner.fault_after.get(stage, 0):
-            outputs = owner.faults[stage](outputs)
-        return outputs
+def _available() -> bool:
+    return bool(_active) or _really_available()  # modules that a test imports keep this name
 
 
 @pytest.fixture
-def coreml(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+def coreml(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     """Core ML seems to be here, and it is the stand-in."""
-    stand_in = StandIn()
-    for module in (coreml_backend, choice, packages):
-        monkeypatch.setattr(module, "coreml_available", lambda: True)
-    monkeypatch.setattr(ct.models, "MLModel", stand_in.model)
-    return stand_in
+    stand_in = StandIn(tmp_path_factory.mktemp("coreml"))
+    install.patch(stand_in.record, monkeypatch.setattr, monkeypatch.setitem)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("rvc_coreml.") and vars(module).get("coreml_available") is _really_available:
+            monkeypatch.setattr(module, "coreml_available", _available)
+    for name, value in stand_in.environment().items():
+        if name in (VARIABLE, "PYTHONPATH", "PATH"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv(CACHE_VARIABLE, str(stand_in.folder / "cache"))
+    monkeypatch.setenv(FIRST_SOUND, "600")  # a machine that is busy with other tests is no reason to leave units out
+    _active.append(stand_in)
+    with _workers(stand_in, monkeypatch):
+        yield stand_in
+    _active.remove(stand_in)
+
+
+@contextmanager
+def _workers(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The shared worker is this test's own: a thread, or a process where the test asks for one."""
+    spawn, thread = client.spawn_process, client.in_thread()
+    monkeypatch.setattr(client, "spawn_process", lambda: spawn() if stand_in.processes else thread())
+    client.close_shared_worker()
+    yield
+    stand_in.record.released.set()  # first, so that a worker that hangs on purpose ends at once
+    client.close_shared_worker()
