@@ -184,13 +184,13 @@ def _report(component: Component, library: str, seconds: float, as_json: bool) -
 
 def _warn(component: Component) -> None:
     """A line for each thing that will be heard."""
-    from ..golden_outputs.thresholds import VALID
+    from ..golden_outputs.thresholds import Verdict, limit
 
     warn_of_embedder(component)
     for name, entry in component.manifest.stages.items():
-        if entry.reference_snr_db is not None and entry.reference_snr_db < VALID[entry.precision].snr_db:
-            wanted = VALID[entry.precision].snr_db
-            note(f"{name} has {entry.reference_snr_db:.1f} dB, and validate asks for {wanted:.0f} dB: convert it with --precision fp32")
+        wanted = limit(name, entry.precision, "snr_db")
+        if entry.reference_snr_db is not None and wanted.band(entry.reference_snr_db) is not Verdict.GOOD:
+            note(f"{name} has {entry.reference_snr_db:.1f} dB, and validate asks for {wanted.good:g} dB: convert it with --precision fp32")
 
 
 from . import convert_pitch as convert_pitch  # noqa: E402 - registers itself in the group above

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import indent
 
 import click
 
 from ..errors import UsageError
-from .common import JSON_HELP, print_json
+from .common import JSON_HELP, print_json, table
 
 
 @click.command()
@@ -28,6 +29,7 @@ def command(library: str | None, run: bool, config: Path | None, as_json: bool) 
     """
     from ..runtime.doctor import examine
     from ..runtime.library import Library
+    from ..runtime.placement.tuning import TABLE_HEADINGS, table_rows
 
     if run and library is None:
         raise UsageError("there is nothing to run without a library: name one with -m")
@@ -35,7 +37,11 @@ def command(library: str | None, run: bool, config: Path | None, as_json: bool) 
     if as_json:
         print_json(report)
         return
+    rows = report.pop("placement", [])
     for section, entries in report.items():
         click.echo(f"{section}:")
         for name, value in entries.items():
             click.echo(f"  {name}: {value}")
+        if section == "stages" and any(item["verdict"] for row in rows for item in row["candidates"]):
+            click.echo("placement:")
+            click.echo(indent(table(TABLE_HEADINGS, table_rows(rows)), "  "))

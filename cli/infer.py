@@ -67,6 +67,16 @@ _option = functools.partial(click.option, cls=GroupedOption)
 @_option("--threads", type=int, metavar="N", group=RUNNING, help="Of PyTorch on the CPU.")
 @_option("--retrieval-device", type=click.Choice(["device", "cpu"]), group=RUNNING, help="Where the index is searched.")
 @_option("--filter-device", type=click.Choice(["scipy", "device"]), group=RUNNING, help="Where the high-pass filter runs.")
+@_option(
+    "--compute-units",
+    multiple=True,
+    metavar="UNITS",
+    group=RUNNING,
+    help="Of Core ML: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY; or STAGE=UNITS, repeatable.  [default: what works here]",
+)
+@_option("--strict", is_flag=True, group=RUNNING, help="An error where a stage would have to run elsewhere.")
+@_option("--tune", "tuning", is_flag=True, group=RUNNING, help="Afterwards measure every compute unit, as 'rvc-coreml tune' does.")
+@_option("-v", "--verbose", is_flag=True, group=RUNNING, help="Show what each stage ran on and what is known of the alternatives.")
 @_option("--profile", "profiling", is_flag=True, default=None, group=RUNNING, help="Print time and memory by stage.")
 @_option("--json", "as_json", is_flag=True, group=RUNNING, help=JSON_HELP)
 @click.pass_context
@@ -81,6 +91,10 @@ def command(
     file_format: str | None,
     overwrite: bool,
     as_json: bool,
+    compute_units: tuple[str, ...],
+    strict: bool,
+    tuning: bool,
+    verbose: bool,
     **values: Any,
 ) -> None:
     """Convert speech or singing into a voice of a library.
@@ -99,6 +113,8 @@ def command(
     from ..errors import UsageError
     from ..runtime.devices import threads
     from ..runtime.memory import peak_memory
+    from ..runtime.placement.candidates import parse_units
+    from ..runtime.placement.tuning import TABLE_HEADINGS, table_rows
     from ..runtime.planning import is_many
     from ..runtime.profiling import HEADINGS
     from ..runtime.session import Session
@@ -116,7 +132,10 @@ def command(
     if not many:
         _check_one(Path(inputs[0]), Path(output), file_format)
     folder, name = _library_and_voice(library, voice, hubert)
-    session = Session(folder, name, options, f0_file=f0_file, notify=notify, **values)
+    units = parse_units(compute_units)
+    session = Session(folder, name, options, f0_file=f0_file, notify=notify, strict=strict, compute_units=units, **values)
+    if tuning and session.backend.name != "coreml":
+        raise UsageError(f"--tune measures Core ML's compute units, and the stages run on {session.backend.name} here: leave it out")
     warn_of_embedder(session.voice)
     if not session.voice.manifest.details["f0"] and (options.pitch or options.autotune or f0_file is not None):
         note(f"{session.voice.title} was trained without pitch: the pitch options change nothing")
@@ -126,13 +145,20 @@ def command(
             report, failed = _convert_many(session, inputs, Path(output), file_format or "wav", overwrite, as_json, debug)
         else:
             report, failed = _convert_one(session, Path(inputs[0]), Path(output), as_json), False
-    report |= {"fallbacks": fallbacks, "peak_memory_bytes": peak_memory()}
+    rows = session.placement
+    if tuning:
+        with progress_bar() as progress:
+            rows = session.tune(progress)
+    report |= {"fallbacks": fallbacks, "placement": rows, "peak_memory_bytes": peak_memory()}
     if session.profile is not None:
         report["profile"] = session.profile.as_dict()
     if as_json:
         print_json(report)
-    elif session.profile is not None:
-        click.echo(table(HEADINGS, session.profile.rows()))
+    else:
+        if session.profile is not None:
+            click.echo(table(HEADINGS, session.profile.rows()))
+        if verbose or tuning:
+            click.echo(table(TABLE_HEADINGS, table_rows(rows)))
     if failed:
         raise SystemExit(1)
 

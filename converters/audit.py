@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ..errors import AuditError
+from ..errors import AuditError, RvcCoremlError
 from ..models.stages import Stage
+from ..runtime.backends.torch_backend import TorchBackend
+from ..runtime.library import Component
 from ..runtime.reference.package import open_package
 from ..runtime.reference.program import Constant, Operation, TensorType
 from ..runtime.reference.reader import read_function
@@ -29,7 +31,6 @@ _SLOTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _TRANSPOSING = {"matmul"}  # a transposed parameter is folded into a transposed constant
 QUOTED = 5
-_Problem = str
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,44 @@ class AuditReport:
     values: int
 
 
+@dataclass(frozen=True)
+class AuditProblem:
+    """A constant of a library's package that is not the checkpoint's, or why a stage could not be audited."""
+
+    stage: str
+    text: str
+
+
+def audit_component(component: Component) -> list[AuditProblem]:
+    """Every constant of a component's packages against the weights that its library keeps; empty where all is right."""
+    backend = TorchBackend("cpu")
+    problems: list[AuditProblem] = []
+    for name in component.manifest.stages:
+        try:
+            stage = backend.stage(component, name)
+            _report, found = _audit(component.package(name), stage, component.operations(name))
+        except RvcCoremlError as error:
+            found = [str(error)]
+        except (OSError, ValueError) as error:
+            found = [f"its operation map is damaged ({error}): convert again"]
+        problems += [AuditProblem(name, text) for text in found]
+    return problems
+
+
 def audit_package(path: Path, stage: Stage, operations: Mapping[str, str]) -> AuditReport:
     """Compare the package at `path` with the stage it was made from; `operations` maps operations to module paths.
 
     Raises AuditError naming every constant that differs, has no counterpart, or is missing.
     """
+    report, problems = _audit(path, stage, operations)
+    if problems:
+        more = f" and {len(problems) - QUOTED} more" if len(problems) > QUOTED else ""
+        raise AuditError(f"the saved {stage.name} does not hold the checkpoint's weights: " + "; ".join(problems[:QUOTED]) + more)
+    return report
+
+
+def _audit(path: Path, stage: Stage, operations: Mapping[str, str]) -> tuple[AuditReport, list[str]]:
+    """What was covered, and a sentence for every constant that is not right."""
     function = read_function(open_package(path))
     expected = {
         name: parameter.detach().numpy()
@@ -52,7 +86,7 @@ def audit_package(path: Path, stage: Stage, operations: Mapping[str, str]) -> Au
         if not any(_bare(stage, name).startswith(prefix) for prefix in stage.host_entries)
     }
     matched: dict[str, int] = {}
-    problems: list[_Problem] = []
+    problems: list[str] = []
     for operation in function.operations:
         for slot, bindings in operation.inputs.items():
             for binding in bindings:
@@ -65,10 +99,7 @@ def audit_package(path: Path, stage: Stage, operations: Mapping[str, str]) -> Au
                 elif found is not None:
                     problems.append(found)
     problems += [f"{name} is missing" for name in expected if name not in matched]
-    if problems:
-        more = f" and {len(problems) - QUOTED} more" if len(problems) > QUOTED else ""
-        raise AuditError(f"the saved {stage.name} does not hold the checkpoint's weights: " + "; ".join(problems[:QUOTED]) + more)
-    return AuditReport(len(matched), sum(matched.values()))
+    return AuditReport(len(matched), sum(matched.values())), problems
 
 
 def _bare(stage: nn.Module, name: str) -> str:

@@ -6,28 +6,28 @@ library as it was.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import __version__
 from ..errors import ConversionError, LibraryError, UsageError
-from ..golden_outputs.thresholds import USABLE
+from ..golden_outputs.golden import Golden
+from ..golden_outputs.thresholds import usable
 from ..models.checkpoint import load_pitch, read_hubert
 from ..models.checkpoint.hubert import WEIGHT_FILES, weight_file
 from ..models.checkpoint.voice import load_voice
 from ..models.config import PHONE_CHANNELS
 from ..models.stages import VOICE_STAGES, Stage, content_encoder_stage, pitch_stage, voice_stage
 from ..runtime.files import output_errors, sha256, write_json
-from ..runtime.goldens import Golden, content_inputs, make_golden, pitch_inputs, save_golden, voice_inputs
+from ..runtime.goldens import GATE, padded
 from ..runtime.library import CONTENT_ENCODER, PITCH, WEIGHTS, Component, Library, Manifest, StageEntry, check_name, new_build
+from ..runtime.recording import GOLDEN, recorded_cases, save_goldens, tool_versions
 from ..runtime.reference import ReferenceModel
 from ..runtime.retrieval import IndexFile
 from .audit import audit_package
@@ -79,14 +79,14 @@ def convert_content_encoder(
     _check_existing(target, CONTENT_ENCODER, CONTENT_ENCODER, origin, replace)
     network = checkpoint.network
     stage = content_encoder_stage(network)
-    work = {stage.name: (stage, content_inputs(network, stage, "full"))}
     details = {"versions": list(network.versions), "hubert": asdict(network.config)}
     return _convert(
         target,
         CONTENT_ENCODER,
         CONTENT_ENCODER,
         origin,
-        work,
+        network,
+        {stage.name: stage},
         precisions,
         _Weights(checkpoint.source_state, checkpoint.file_metadata()),
         details,
@@ -121,7 +121,6 @@ def convert_voice(
     origin = Source.of(path)
     _check_existing(target, "voice", name, origin, replace)
     stages = {stage: voice_stage(stage, voice.synthesizer) for stage in VOICE_STAGES}
-    work = {stage: (stages[stage], inputs) for stage, inputs in voice_inputs(voice.synthesizer, stages, "full")}
     details = {
         "version": voice.version,
         "sample_rate": voice.sample_rate,
@@ -135,7 +134,8 @@ def convert_voice(
         "voice",
         name,
         origin,
-        work,
+        voice.synthesizer,
+        stages,
         precisions,
         _Weights(voice.source_state, voice.file_metadata()),
         details,
@@ -171,7 +171,8 @@ def convert_pitch(
         PITCH,
         checkpoint.kind,
         origin,
-        {stage.name: (stage, pitch_inputs(checkpoint.network, stage, "full"))},
+        checkpoint.network,
+        {stage.name: stage},
         precisions,
         _Weights(checkpoint.source_state, checkpoint.file_metadata()),
         {"settings": checkpoint.network.settings()},
@@ -218,7 +219,8 @@ def _convert(
     kind: str,
     name: str,
     origin: Source,
-    work: Mapping[str, tuple[Stage, dict[str, np.ndarray]]],
+    network: nn.Module,
+    stages: Mapping[str, Stage],
     precisions: Precisions,
     weights: _Weights,
     details: dict[str, Any],
@@ -227,10 +229,13 @@ def _convert(
     index: IndexFile | None = None,
 ) -> Component:
     with library.write(kind, name) as folder:
+        progress("golden outputs", 0.0)
+        goldens = recorded_cases(network, stages, library)
         entries = {}
-        for position, (stage_name, (stage, inputs)) in enumerate(work.items()):
-            progress(stage_name, position / len(work))
-            entries[stage_name] = _convert_one(stage, inputs, precisions[stage_name], folder, origin, licence)
+        for position, (stage_name, stage) in enumerate(stages.items()):
+            progress(stage_name, position / len(stages))
+            gate = next(golden for golden in goldens if golden.what == stage_name and golden.case == GATE)
+            entries[stage_name] = _convert_one(stage, gate, precisions[stage_name], folder, origin, licence)
         with output_errors(library.path):
             save_file(
                 {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in weights.tensors.items()},
@@ -239,47 +244,44 @@ def _convert(
             )
         stored_index = None if index is None else keep_index(index, folder)
         manifest = Manifest(kind, name, new_build(origin.sha256), asdict(origin), tool_versions(), entries, details, stored_index)
+        save_goldens(goldens, library, Component(folder.parent, replace(manifest, build=folder.name)))
         component = library.commit(folder, manifest)
     progress("done", 1.0)
     return component
 
 
-def _convert_one(
-    stage: Stage, inputs: dict[str, np.ndarray], precision: str, folder: Path, origin: Source, licence: str | None
-) -> StageEntry:
+def _convert_one(stage: Stage, gate: Golden, precision: str, folder: Path, origin: Source, licence: str | None) -> StageEntry:
     converted = convert_stage(stage, precision)
     _describe(converted.model, stage, precision, origin, licence)
     package = folder / f"{stage.name}.mlpackage"
-    golden_file = folder / f"{stage.name}.golden.safetensors"
     operations_file = folder / f"{stage.name}.operations.json"
-    golden = make_golden(stage, inputs)
     with output_errors(package):
         converted.model.save(str(package))
-        save_golden(golden, golden_file)
         write_json(operations_file, converted.operations)
     report = audit_package(package, stage, converted.operations)
+    inputs, outputs = ({spec.name: list(spec.shape) for spec in specs} for specs in (stage.inputs, stage.outputs))
     return StageEntry(
         package=package.name,
-        golden=golden_file.name,
+        golden=f"{GOLDEN}/{stage.name}.safetensors",
         operations=operations_file.name,
         window=stage.window,
         context=stage.context,
         precision=precision,
         compute_units=COMPUTE_UNITS,
         minimum_deployment_target=TARGET_NAME,
-        inputs={spec.name: list(spec.shape) for spec in stage.inputs},
-        outputs={spec.name: list(spec.shape) for spec in stage.outputs},
+        inputs=inputs,
+        outputs=outputs,
         operation_counts=converted.operation_counts,
         audited_values=report.values,
-        reference_snr_db=_prove(stage, golden, package),
+        reference_snr_db=_prove(stage, padded(gate, inputs, outputs), package),
     )
 
 
 def _prove(stage: Stage, golden: Golden, package: Path) -> float:
     """Run the saved package on the golden input with the reference executor; the worst output's SNR."""
-    compared = golden.compare(ReferenceModel(package).predict(golden.inputs))
+    compared = golden.compare(ReferenceModel(package).predict(golden.inputs), audio=False)
     for name, comparison in compared.items():
-        if not USABLE.passes(comparison):
+        if not usable(comparison):
             raise ConversionError(
                 f"the converted {stage.name} does not compute what PyTorch does: {name} has {comparison.snr_db:.1f} dB SNR and"
                 f" level {comparison.level:.2f}; try --precision fp32"
@@ -299,14 +301,3 @@ def _describe(model: Any, stage: Stage, precision: str, origin: Source, licence:
     metadata = {"stage": stage.name, "precision": precision, "source_file": origin.file, "source_sha256": origin.sha256}
     for key, value in {**metadata, **tool_versions()}.items():
         model.user_defined_metadata[f"rvc_coreml.{key}"] = value
-
-
-def tool_versions() -> dict[str, str]:
-    """What a result depends on."""
-    from importlib.metadata import version
-
-    return {
-        "rvc-coreml": __version__,
-        "python": sys.version.split()[0],
-        **{package: version(package) for package in ("torch", "coremltools", "numpy")},
-    }

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OutputError, RvcCoremlError, printable
+from ..errors import OutputError, RvcCoremlError, StrictError, printable
 from .files import output_errors, sha256, write_json
 from .options import ConversionOptions
 from .planning import Job, source_name
@@ -167,7 +167,7 @@ def run(
     """The results in order, each when it is known. A file that fails is told to `notify` in one line, and the next one follows.
 
     `progress` gets the number of files before, the job, and its step with the share done. `strict` lets errors pass. An
-    output that does not fit on the disk ends the run with an OutputError.
+    output that does not fit on the disk ends the run with an OutputError, a stage that may not run elsewhere with a StrictError.
     """
     for number, (job, settled) in enumerate(surveyed):
         if settled is not None:
@@ -217,6 +217,9 @@ def _reason(job: Job, error: Exception) -> str:
 
 
 def _ends_everything(error: Exception) -> bool:
+    """What the next file would meet as well."""
+    if isinstance(error, StrictError):
+        return True
     return isinstance(error, OutputError) and isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
 
 

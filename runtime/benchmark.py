@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import RvcCoremlError
 from ..golden_outputs.metrics import Comparison, compare
-from ..golden_outputs.thresholds import USABLE
+from ..golden_outputs.thresholds import usable
 from . import devices
 from .config import OptimizationConfig
 from .profiling import Profile
@@ -190,7 +190,7 @@ class Step:
     def correct(self) -> bool:
         """Whether the output is the baseline's, to within what half precision may cost."""
         found = self.agreement
-        return found is not None and USABLE.passes(found)
+        return found is not None and usable(found)
 
 
 def ablation_cases(device: str, config: OptimizationConfig) -> tuple[list[Case], list[str]]:

@@ -20,6 +20,8 @@ DEVICES = ("coreml", "mps", "cuda", "cpu")
 MAX_FILE_BYTES = 1 << 20
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _LIMITS = {"batch_size": (1, 4096), "threads": (1, 1024), "piece_frames": (16, 100_000)}  # windows, threads, 10 ms frames
+_COUNTS = {"watch_every": (1, 1_000_000), "compiled_cache_bytes": (0, 1 << 50)}  # predictions, bytes
+_NUMBERS = {"load_limit": (1.0, 86400.0), "prediction_factor": (1.0, 1000.0), "first_sound_seconds": (0.1, 3600.0)}
 _CHOICES = {
     "retrieval_device": ("auto", "device", "cpu"),
     "precision": ("auto", "fp32", "fp16"),
@@ -43,6 +45,11 @@ class OptimizationConfig:
     fused_attention: bool = True  # torch's scaled_dot_product_attention
     compile: bool = False  # torch.compile: minutes at the first use of a length
     overlap: bool = True  # host work (pitch, reading, source) beside device work
+    load_limit: float = 300.0  # seconds that Core ML may take to load a package, where nobody waits for sound
+    prediction_factor: float = 10.0  # times what its golden took, and a stage is stuck
+    first_sound_seconds: float = 8.0  # that a start may spend on loading what is not known to work
+    watch_every: int = 50  # predictions of a Core ML stage between two runs of its golden
+    compiled_cache_bytes: int = 4 << 30  # of compiled models that are kept; 0 keeps none
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -138,6 +145,11 @@ VARIABLES = {
     "RVC_GPU_FILTER": _Variable("filter_device", _switch("device", "scipy"), "0 or 1"),
     "RVC_BATCH_SIZE": _Variable("batch_size", _count, "auto or 1 to 4096"),
     "RVC_PROFILING": _Variable("profiling", _switch(True, False), "0 or 1"),
+    "RVC_COREML_LOAD_LIMIT": _Variable("load_limit", float, "1 to 86400 seconds"),
+    "RVC_COREML_PREDICTION_FACTOR": _Variable("prediction_factor", float, "1 to 1000"),
+    "RVC_COREML_FIRST_SOUND_SECONDS": _Variable("first_sound_seconds", float, "0.1 to 3600 seconds"),
+    "RVC_COREML_WATCH_EVERY": _Variable("watch_every", int, "1 to 1000000 predictions"),
+    "RVC_COREML_COMPILED_CACHE_BYTES": _Variable("compiled_cache_bytes", int, "0 to 1125899906842624 bytes"),
 }
 
 
@@ -150,6 +162,9 @@ def accepted(name: str) -> str:
     """The values of a setting, in words."""
     if name in _CHOICES:
         return ", ".join(_CHOICES[name])
+    if name in _COUNTS or name in _NUMBERS:
+        low, high = (_COUNTS | _NUMBERS)[name]
+        return f"{low} to {high}" if name in _COUNTS else f"{low:g} to {high:g}"
     if name in _LIMITS:
         low, high = _LIMITS[name]
         return f"auto or {low} to {high}"
@@ -163,6 +178,9 @@ def _check(name: str, value: Any, shown: str) -> None:
     elif name in _LIMITS:
         low, high = _LIMITS[name]
         good = value is None or (type(value) is int and low <= value <= high)
+    elif name in _COUNTS or name in _NUMBERS:
+        low, high = (_COUNTS | _NUMBERS)[name]
+        good = (type(value) is int or (type(value) is float and name in _NUMBERS)) and low <= value <= high
     else:
         good = type(value) is bool
     if not good:

@@ -6,7 +6,7 @@ other, as RVC-WebUI does. Memory holds one segment and does not grow with the cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,18 +24,20 @@ from .backends import Backend, choose_backend
 from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
 from .devices import empty_cache, is_unified, search_memory
-from .guard import GuardedStage, Notify, candidates_after
 from .library import Library
 from .noise import NoiseDraw, checked, seeded_noise
 from .options import ConversionOptions
 from .pitch import PitchTrack, apply_contour_options, choose_method, estimate_pitch
 from .pitch.models import LibraryPitchModels
+from .placement.decisions import Decisions
+from .placement.placement import Notify, Placement
 from .profiling import NULL_PROFILE, NullProfile, Profile
 from .retrieval import Retriever, load_index
 from .segments import EXTRA, HOP, PAD, PAD_FRAMES, Segment, plan_segments
 from .synthesis import Job, SegmentSynthesizer
 
 PITCH_SHARE = 0.2  # of a conversion's time, for progress
+MOST_HELD = 8  # segments that wait for the goldens to be run again: 63 MB at 48 kHz
 Progress = Callable[[str, float], None]
 
 
@@ -43,8 +45,10 @@ class VoiceConverter:
     """One voice of a library, loaded. `notify` gets a line for every stage that had to be run elsewhere.
 
     `backend` is a name or a Backend, `device` where PyTorch runs (cpu, cuda, mps; None: the best there is), `config` how
-    (None: the device's defaults, RVC_COREML_CONFIG and the environment). Not for use by several threads at once. Raises
-    LibraryError where the library lacks the voice, a content encoder, or features of the voice's version.
+    (None: the device's defaults, RVC_COREML_CONFIG and the environment). `strict` raises StrictError in place of running a
+    stage elsewhere, `compute_units` (stage -> Core ML's units, "*" for all) are tried before others. Not for use by several
+    threads at once. Raises LibraryError where the library lacks the voice, a content encoder, or features of the voice's
+    version.
     """
 
     def __init__(
@@ -57,6 +61,9 @@ class VoiceConverter:
         device: str | None = None,
         config: OptimizationConfig | None = None,
         profile: Profile | NullProfile = NULL_PROFILE,
+        strict: bool = False,
+        compute_units: Mapping[str, str] | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         self.library = library if isinstance(library, Library) else Library.open(library)
         self.voice = self.library.voice(voice)
@@ -66,11 +73,13 @@ class VoiceConverter:
         details = self.voice.manifest.details
         version = str(details["version"])
         self._check_content_encoder(voice, version)
-        chain = candidates_after(self.backend)
+        self.config = _config(config, self.backend)
+        self.placement = Placement(
+            self.backend, notify, config=self.config, strict=strict, compute_units=compute_units, decisions=decisions
+        )
         components = {"content_encoder": self.content, "text_encoder": self.voice, "flow": self.voice, "decoder": self.voice}
-        stages = {name: GuardedStage(component, name, chain, notify) for name, component in components.items()}
-        self.config = _config(config, self.backend, stages["content_encoder"].device)
-        self.pitch_models = LibraryPitchModels(self.library, chain, notify)
+        stages = {name: self.placement.stage(component, name) for name, component in components.items()}
+        self.pitch_models = LibraryPitchModels(self.library, self.placement)
         self.synthesizer = SegmentSynthesizer(
             version=version,
             stages=stages,
@@ -128,8 +137,8 @@ class VoiceConverter:
 
         `options` are the fields of ConversionOptions (pitch, index_rate, protect, rms_mix_rate, f0_method, ...). What
         upstream computed or drew can be injected: `f0` in Hz at 100 Hz over the padded clip, in place of an estimator
-        and before the shift, and `noise`, called with a draw's index and its full shape. Raises AudioError for audio
-        and UsageError for options that cannot be used.
+        and before the shift, and `noise`, called with a draw's index and its full shape; the same index may come twice,
+        where a segment has to be computed again. Raises AudioError for audio and UsageError for options that cannot be used.
         """
         chosen = options_of(options)
         with recording_of(audio, sample_rate, self.filter_device) as recording, OutputBuffer(self.sample_rate) as output:
@@ -222,6 +231,8 @@ class VoiceConverter:
 
             with self.profile.measure("pitch"):
                 found = estimate_pitch(waveform, method, models=self.pitch_models, progress=report)
+                while not self.pitch_models.verify():
+                    found = estimate_pitch(waveform, method, models=self.pitch_models, progress=report)
         else:
             found = np.asarray(f0, np.float64)
             if found.ndim != 1 or len(found) < frames or not np.isfinite(found).all() or (found < 0).any():
@@ -247,21 +258,44 @@ class VoiceConverter:
         drawn: list[Future[Tensor]],
         progress: Progress | None,
     ) -> Iterator[Tensor]:
-        """Audio of every segment in turn. With `overlap`, the next one's noise is drawn while one is being synthesised."""
-        synthesizer, total = self.synthesizer, segments[-1].stop
+        """Audio of every segment in turn. With `overlap`, the next one's noise is drawn while one is being synthesised.
+
+        What Core ML made is held back until the goldens were right after it.
+        """
+        total, last = segments[-1].stop, len(segments) - 1
+        held: list[tuple[int, Tensor]] = []
         for index, segment in enumerate(segments):
             noise = [values.result() for values in drawn or self._draw(worker, segments, index, job)]
-            drawn = self._draw(worker, segments, index + 1, job) if self.config.overlap and index + 1 < len(segments) else []
-            frames, kept = synthesizer.frames(segment.stop - segment.start), self._kept(segment)
-            if kept <= 0:  # a cut at the very end leaves a rest that upstream's trimming swallows
-                continue
-            contour = None
-            if pitchf is not None:
-                contour = pitchf[segment.first_frame : segment.first_frame + frames]
-                contour = np.pad(contour, (0, frames - len(contour)))
-            report = None if progress is None else _reporter(progress, segment, total)
-            yield synthesizer.run(waveform[segment.start : segment.stop], contour, noise, kept, job, report)
-            release(waveform)
+            drawn = self._draw(worker, segments, index + 1, job) if self.config.overlap and index < last else []
+            if self._kept(segment) > 0:  # a cut at the very end leaves a rest that upstream's trimming swallows
+                report = None if progress is None else _reporter(progress, segment, total)
+                held.append((index, self._segment(waveform, pitchf, segment, noise, job, report)))
+                release(waveform)
+            if not self.placement.uses_core_ml or index == last or len(held) >= MOST_HELD or self.placement.due:
+                while not self.placement.verify():  # a stage went bad: what it made since its golden was right is made again
+                    for place, (number, _block) in enumerate(held):
+                        again = [values.result() for values in self._draw(worker, segments, number, job)]
+                        held[place] = number, self._segment(waveform, pitchf, segments[number], again, job, None)
+                        release(waveform)
+                yield from (block for _number, block in held)
+                held.clear()
+
+    def _segment(
+        self,
+        waveform: NDArray[np.float32],
+        pitchf: NDArray[np.float64] | None,
+        segment: Segment,
+        noise: list[Tensor],
+        job: Job,
+        report: Callable[[float], None] | None,
+    ) -> Tensor:
+        """Audio of one segment."""
+        frames, kept = self.synthesizer.frames(segment.stop - segment.start), self._kept(segment)
+        contour = None
+        if pitchf is not None:
+            contour = pitchf[segment.first_frame : segment.first_frame + frames]
+            contour = np.pad(contour, (0, frames - len(contour)))
+        return self.synthesizer.run(waveform[segment.start : segment.stop], contour, noise, kept, job, report)
 
     def _kept(self, segment: Segment) -> int:
         """Frames of a segment that are not its pads."""
@@ -284,9 +318,9 @@ def options_of(values: dict[str, Any]) -> ConversionOptions:
     return ConversionOptions(**values)
 
 
-def _config(config: OptimizationConfig | None, backend: Backend, device: torch.device) -> OptimizationConfig:
+def _config(config: OptimizationConfig | None, backend: Backend) -> OptimizationConfig:
     """What was given, else what the backend has, else the device's defaults and the environment."""
-    name = "coreml" if backend.name == "coreml" else device.type
+    name = "coreml" if backend.name == "coreml" else torch.device(getattr(backend, "device", "cpu")).type
     if config is None:
         config = backend.config if isinstance(backend, TorchBackend) else OptimizationConfig.load(name)
     return config.resolved(name)

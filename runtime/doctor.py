@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import __version__
 from . import devices, speed
-from .backends import Backend, default_backend_name
+from .backends import default_backend_name
 from .backends.coreml_backend import coreml_available
 from .config import OptimizationConfig
-from .library import Component, Library
+from .library import Library
+from .placement.record import USABLE
 
 PACKAGES = ("torch", "coremltools", "numpy", "scipy", "onnx", "safetensors", "soundfile", "soxr", "faiss-cpu", "pyworld-prebuilt")
 WATCHING = {
@@ -32,20 +34,21 @@ WATCHING = {
     "cuda": {"GPU": "nvidia-smi dmon -s pucm (power, use, clocks and memory, once a second)"},
     "cpu": {"CPU": "top, or htop"},
 }
-Report = dict[str, dict[str, str]]
+Report = dict[str, Any]  # sections of texts by name; `placement` is a table
 
 
 def examine(
     library: Library | None = None, config: Path | None = None, environ: Mapping[str, str] | None = None, run: bool = False
 ) -> Report:
-    """Sections of name and finding. `run` loads every stage of the library, so that what serves is known, not guessed.
+    """Sections of name and finding, and `placement` for a library: a row for every stage.
 
+    `run` loads every stage of the library, so that what serves is known, not guessed.
     Raises UsageError for a configuration that cannot be used.
     """
     warnings = devices.harmful_settings(environ)  # first: libraries that are imported on the way set variables of their own
     device = conversion_device()
     settings = OptimizationConfig.load(device, config, environ)
-    report = {
+    report: Report = {
         "versions": _versions(),
         "machine": _machine(),
         "device": _device(device, settings),
@@ -54,7 +57,7 @@ def examine(
         "expected speed": _speed(device, settings),
     }
     if library is not None:
-        report["stages"] = _stages(library, settings, run)
+        report["stages"], report["placement"] = _stages(library, settings, run)
     report["watching"] = WATCHING["darwin"] if sys.platform == "darwin" else WATCHING.get(devices.kind_of(device), WATCHING["cpu"])
     report["warnings"] = {str(number): text for number, text in enumerate(warnings, 1)} or {"none": "no harmful setting was found"}
     return report
@@ -139,28 +142,38 @@ def _load() -> tuple[float, int]:
     return psutil.getloadavg()[0], psutil.cpu_count() or 1
 
 
-def _stages(library: Library, settings: OptimizationConfig, run: bool) -> dict[str, str]:
-    """What each stage is, and what runs it: tried in this order, or with `run` what serves after its golden check."""
-    from .backends import choose_backend
-    from .guard import candidates_after
+def _stages(library: Library, settings: OptimizationConfig, run: bool) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """What each stage is and what runs it, in words and as the table of placement.
 
-    chain = candidates_after(choose_backend("auto", settings))
-    order = ", then ".join(f"{backend.name} ({backend.detail})" for backend in chain)
-    found = {}
+    Without `run` that is what was found on this machine before, or what would be tried in order; with it, what serves
+    after its golden check.
+    """
+    from .backends import choose_backend
+    from .placement.placement import Placement
+
+    lines: list[str] = []
+    placement = Placement(choose_backend("auto", settings), lines.append, config=settings)
+    order = ", then ".join(candidate.name for candidate in placement.candidates)
+    found, rows = {}, []
     for component in library.components():
         for stage, entry in component.manifest.stages.items():
-            package = f"{entry.precision} package of {entry.window} frames, compute units {entry.compute_units}"
-            who = _serves(component, stage, chain) if run else f"would be tried on {order}"
+            package = f"{entry.precision} package of {entry.window} frames"
+            if run:
+                lines.clear()
+                who = f"run by {placement.stage(component, stage).executed_by}" + "".join(f" ({line})" for line in lines)
+            else:
+                rows.append(placement.known(component, stage))
+                who = _known(rows[-1]) or f"would be tried on {order}"
             found[f"{component.title}, {stage}"] = f"{package}; {who}"
-    return found
+    return found, placement.table() if run else rows
 
 
-def _serves(component: Component, stage: str, chain: list[Backend]) -> str:
-    from .guard import GuardedStage
-
-    reasons: list[str] = []
-    served = GuardedStage(component, stage, chain, reasons.append).executed_by
-    return f"run by {served}" + "".join(f" ({reason})" for reason in reasons)
+def _known(row: dict[str, Any]) -> str:
+    """What was found here before; nothing where nothing was."""
+    usable = [item["name"] for item in row["candidates"] if item["verdict"] in USABLE]
+    if not usable:
+        return ""
+    return f"would run on {row['chosen']}, as tuned here" if row["tuned"] else f"would run on {usable[0]}, as found here before"
 
 
 def _abilities() -> dict[str, str]:

@@ -1,136 +1,245 @@
-"""Golden tensors of a stage: fixed inputs, and what float32 PyTorch makes of them.
+"""Golden outputs of a library: the cases of every stage, made for a recording and read back for a check.
 
-Inputs are synthetic and depend only on the stage's shape: a gliding voiced sound with gaps for the content encoder,
-and for a voice features of the scale real ones have (standard deviation 0.36), sent through its own stages so that
-each sees the range its predecessor gives.
+Every input is synthetic and depends only on the stage's shape, but for real speech and, where somebody gave some, real
+features. A voice's stages see what their predecessors give them. Cases other than the one that fills the window are
+short, so that a library can be shipped with its goldens.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import golden_outputs
 from ..errors import LibraryError
-from ..golden_outputs.metrics import Comparison, compare
+from ..golden_outputs.golden import AGAIN, PIPELINE, Arrays, Golden, GoldenSet, Layout
 from ..models.host import ContentHost, VoiceHost
 from ..models.hubert import Hubert
 from ..models.pitch_network import PitchNetwork
-from ..models.stages import VALID_INPUT, ContentEncoderStage, PitchStage, Stage
+from ..models.stages import VALID_INPUT, ContentEncoderStage, DecoderStage, FlowStage, PitchStage, Stage, TextEncoderStage
 from ..models.synthesizer import Synthesizer, sample_prior
-from .pitch import HOP, coarse_pitch
+from .library import Component
+from .pitch import F0_MAX, HOP, SAMPLE_RATE, coarse_pitch, estimate_pitch
 
-CASES = ("full", "short")  # the whole window valid, and a third of it
+GATE = "full"  # the case that fills the window: what a stage has to pass before it serves
+CASES = (GATE, "edge", "short", "silence", "unvoiced", "loud", "speech")
+FEATURES = "features"  # the case of real features, where a recording was given some
+LONG_CASE, SHORT_CASE = 32, 12  # frames of `short`, `speech` and `features`, and of the rest: room for edges and a middle
 FEATURE_DEVIATION = 0.36  # of real ContentVec layer-12 features
+LOUD_FEATURES = 3.0  # times that
 SEED = 20240604
-Arrays = dict[str, np.ndarray]
+# A recording whose float32 lies further from float64 than this cannot judge half precision, which reaches 45 dB.
+FLOAT64_SNR_DB = 60.0
+SYNTHETIC = "made by rvc-coreml, free of rights"
+SPEECH = Path(golden_outputs.__path__[0]) / "speech.wav"  # 1.2 s, 16 kHz
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How an output is compared: its axis of time, the samples that make a frame, and how many frames are valid.
+class Speech:
+    """Real speech: 16 kHz samples (N,), where they came from, and their licence."""
 
-    What lies beyond is masked to zero on both sides; comparing it would count the step to zero as signal.
+    samples: np.ndarray
+    origin: str
+    licence: str
+
+
+def recorded_speech() -> Speech:
+    """The sentence that the package carries."""
+    import soundfile
+
+    samples, _rate = soundfile.read(SPEECH, dtype="float32")
+    return Speech(samples, "LibriVox reading of Sense and Sensibility, 1.2 s", "public domain")
+
+
+def stage_goldens(component: Component, stage: str, cases: tuple[str, ...] | None = None) -> dict[str, Golden]:
+    """Every case of a stage, or those asked for, padded to the package's window: ready for `predict_arrays`.
+
+    Raises LibraryError where the recordings are missing, damaged or of another shape.
     """
-
-    time_axis: int
-    samples: int
-    valid: int
-
-    def crop(self, array: np.ndarray) -> np.ndarray:
-        return np.take(array, np.arange(self.valid * self.samples), axis=self.time_axis)
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Inputs and float32 outputs of one stage."""
-
-    inputs: Arrays
-    outputs: Arrays
-    layouts: dict[str, Layout]
-
-    def compare(self, actual: Mapping[str, np.ndarray]) -> dict[str, Comparison]:
-        """By output name. Raises ValueError where an output is missing or has another shape."""
-        missing = sorted(set(self.outputs) - set(actual))
-        if missing:
-            raise ValueError(f"the output {missing[0]!r} is missing")
-        compared = {}
-        for name, wanted in self.outputs.items():
-            got, layout = np.asarray(actual[name]), self.layouts[name]
-            if got.shape != wanted.shape:
-                raise ValueError(f"the output {name!r} is {got.shape} and should be {wanted.shape}")
-            compared[name] = compare(layout.crop(wanted), layout.crop(got), layout.time_axis, layout.samples)
-        return compared
-
-
-def make_golden(stage: Stage, inputs: Arrays) -> Golden:
-    """Run a stage in float32 PyTorch on the CPU."""
-    with torch.inference_mode():
-        results = stage(*(torch.from_numpy(inputs[spec.name]) for spec in stage.inputs))
-    outputs = {spec.name: result.contiguous().numpy() for spec, result in zip(stage.outputs, results, strict=True)}
-    valid = int(inputs[VALID_INPUT].sum())
-    return Golden(inputs, outputs, {spec.name: Layout(spec.time_axis, spec.samples, valid) for spec in stage.outputs})
-
-
-def save_golden(golden: Golden, path: Path) -> None:
-    """One safetensors file with `in.` and `out.` tensors."""
-    tensors = {f"in.{name}": array for name, array in golden.inputs.items()}
-    tensors |= {f"out.{name}": array for name, array in golden.outputs.items()}
-    layouts = {name: [layout.time_axis, layout.samples, layout.valid] for name, layout in golden.layouts.items()}
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path, {"layouts": json.dumps(layouts)})
-
-
-def load_golden(path: Path) -> Golden:
-    """Raises LibraryError where the file is damaged."""
+    path = component.golden(stage)
+    entry = component.manifest.stages[stage]
+    found = GoldenSet.load(path.parent, only=[path.stem], cases=cases).sets[path.stem]
     try:
-        with safe_open(path, framework="np") as file:
-            layouts = {name: Layout(*values) for name, values in json.loads(file.metadata()["layouts"]).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise LibraryError(f"{path} is damaged ({error}): convert again") from error
-    inputs = {name.removeprefix("in."): array for name, array in tensors.items() if name.startswith("in.")}
-    outputs = {name.removeprefix("out."): array for name, array in tensors.items() if name.startswith("out.")}
-    return Golden(inputs, outputs, layouts)
+        return {case: padded(golden, entry.inputs, entry.outputs) for case, golden in found.items()}
+    except ValueError as error:
+        raise LibraryError(f"the golden outputs of the {component.title}, {stage}, do not fit its package ({error}): {AGAIN}") from error
 
 
-def content_inputs(hubert: Hubert, stage: ContentEncoderStage, case: str) -> Arrays:
-    """Inputs for the content encoder: a glide from 90 to 260 Hz with vowels, breath and gaps."""
-    frames = _valid(stage, case)
-    samples = hubert.config.samples(frames)
-    waveform = torch.from_numpy(_voiced_sound(samples))
-    norm = ContentHost.of(hubert).norm(waveform)
-    padded = torch.zeros(1, stage.samples)
-    padded[0, :samples] = norm.apply(waveform)
-    tensors = {"waveform": padded, "norm_scale": norm.scale, "norm_shift": norm.shift, VALID_INPUT: stage.mask(frames)}
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+def gate_golden(component: Component, stage: str) -> Golden:
+    """The case that decides whether a stage may serve. Raises LibraryError as `stage_goldens` does."""
+    found = stage_goldens(component, stage, (GATE,))
+    if GATE not in found:
+        raise LibraryError(f"the golden outputs of the {component.title}, {stage}, lack the case {GATE!r}: {AGAIN}")
+    return found[GATE]
 
 
-def pitch_inputs(network: PitchNetwork, stage: PitchStage, case: str) -> Arrays:
-    """Inputs for a pitch model: the features of the content encoder's sound."""
-    frames = max(1, _valid(stage, case) // network.granularity) * network.granularity
-    sound = torch.from_numpy(_voiced_sound((frames - 1) * HOP))[None]
+def pipeline_goldens(component: Component, content: Component | None = None) -> dict[str, Golden]:
+    """A voice's cases through the whole pipeline; none where the voice was converted before its content encoder.
+
+    Inputs: `audio` (N,) at 16 kHz, `f0` (frames,) Hz over the padded clip for voices with f0, `noise_0` and for those
+    `noise_1`. `facts` has the options. Raises LibraryError as `stage_goldens` does, and where the recording was made
+    with another content encoder than `content`.
+    """
+    folder = golden_folder(component)
+    if not (folder / f"{PIPELINE}.safetensors").is_file():
+        return {}
+    found = GoldenSet.load(folder, only=[PIPELINE]).sets[PIPELINE]
+    for golden in found.values():
+        if content is not None and golden.facts.get("content_encoder") != content.manifest.source["sha256"]:
+            raise LibraryError(f"the pipeline of the {component.title} was recorded with another content encoder: {AGAIN}")
+    return found
+
+
+def golden_folder(component: Component) -> Path:
+    """Where a component's recordings lie."""
+    return component.golden(next(iter(component.manifest.stages))).parent
+
+
+def padded(golden: Golden, inputs: Mapping[str, list[int]], outputs: Mapping[str, list[int]]) -> Golden:
+    """At the shapes of a package: zeros appended, and the mask made. Raises ValueError where it does not fit."""
+    wanted = {name: shape for name, shape in inputs.items() if name != VALID_INPUT}
+    for given, shapes in ((golden.inputs, wanted), (golden.outputs, outputs)):
+        if set(given) != set(shapes):
+            raise ValueError(f"it has {', '.join(sorted(given))} and not {', '.join(sorted(shapes))}")
+    arrays = {name: _zero_padded(golden.inputs[name], shape) for name, shape in wanted.items()}
+    if VALID_INPUT in inputs:
+        window = inputs[VALID_INPUT][-1]
+        arrays[VALID_INPUT] = (np.arange(window) < golden.valid).astype(np.float32).reshape(inputs[VALID_INPUT])
+    made = {name: _zero_padded(golden.outputs[name], shape) for name, shape in outputs.items()}
+    return Golden(golden.case, golden.what, arrays, made, golden.layouts, golden.facts)
+
+
+def _zero_padded(array: np.ndarray, shape: list[int]) -> np.ndarray:
+    if array.ndim != len(shape) or any(have > want for have, want in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"{array.shape} is not within {tuple(shape)}")
+    return np.pad(array, [(0, want - have) for have, want in zip(array.shape, shape, strict=True)])
+
+
+def make_cases(
+    network: nn.Module,
+    stages: Mapping[str, Stage],
+    *,
+    speech: Speech | None = None,
+    encoder: Hubert | None = None,
+    features: tuple[np.ndarray, str] | None = None,
+    cases: tuple[str, ...] | None = None,
+) -> list[Golden]:
+    """Inputs and float32 outputs for every stage of a network and every case that it has, checked against float64.
+
+    `speech` is what the speech case says (None: the package's own sentence), `encoder` makes a voice's features of it,
+    `features` are real ones, (F, width) at 50 Hz, with their origin; both are for voices. Raises LibraryError where
+    float32 and float64 disagree.
+    """
+    speech = speech or recorded_speech()
+    chosen = [case for case in (*CASES, *([FEATURES] if features else [])) if cases is None or case in cases]
+    inputs: dict[str, dict[str, tuple[Arrays, dict[str, object]]]] = {name: {} for name in stages}
+    for case in chosen:
+        for name, arrays, facts in _inputs(network, stages, case, speech, encoder, features):
+            inputs[name][case] = arrays, facts
+    goldens = []
+    for name, stage in stages.items():
+        double = copy.deepcopy(stage).double()
+        goldens += [_computed(stage, double, case, arrays, facts) for case, (arrays, facts) in inputs[name].items()]
+    return goldens
+
+
+def _computed(stage: Stage, double: Stage, case: str, inputs: Arrays, facts: dict[str, object]) -> Golden:
+    """A case in float32, with the SNR of every output against the same in float64.
+
+    Flow and decoder see no further than their context, so of their longest case the beginning is checked: `float64_frames`.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.inference_mode():
-        prepared = network.prepare(network.features(sound))
+        outputs = {name: value.contiguous().numpy() for name, value in stage.compute(tensors).items()}
+        frames = {spec.name: outputs[spec.name].shape[spec.time_axis] // spec.samples for spec in stage.outputs}
+        checked = valid = next(iter(frames.values()))
+        if isinstance(stage, (FlowStage, DecoderStage)) and valid > LONG_CASE + stage.context:
+            checked, given = LONG_CASE, LONG_CASE + stage.context
+            tensors = {name: _beginning(value, given, valid) for name, value in tensors.items()}
+            facts["float64_frames"] = checked
+        exact = double.compute({name: tensor.double() for name, tensor in tensors.items()})
+    layouts = {spec.name: Layout(spec.time_axis, spec.samples, frames[spec.name]) for spec in stage.outputs}
+    part = {name: replace(layout, valid=checked) for name, layout in layouts.items()}
+    wanted = Golden(case, stage.name, {}, {name: part[name].crop(value.numpy()) for name, value in exact.items()}, part, facts)
+    compared = wanted.compare({name: part[name].crop(value) for name, value in outputs.items()}, audio=False)
+    for name, comparison in compared.items():
+        if not comparison.finite or not comparison.snr_db >= FLOAT64_SNR_DB:
+            raise LibraryError(
+                f"{stage.name} gives {name} with {comparison.snr_db:.1f} dB between float32 and float64 in the case {case}, and at least"
+                f" {FLOAT64_SNR_DB:.0f} dB are needed of golden outputs: the weights are damaged, or nothing to judge packages by"
+            )
+    # JSON has no infinity; float32 that equals float64 is as good as it gets.
+    facts["float64_snr_db"] = {name: round(min(comparison.snr_db, 999.0), 1) for name, comparison in compared.items()}
+    return Golden(case, stage.name, inputs, outputs, layouts, facts)
+
+
+def _beginning(tensor: Tensor, frames: int, valid: int) -> Tensor:
+    """Of (1, channels, valid * samples) the first frames; what has no axis of time is left as it is."""
+    return tensor[..., : frames * (tensor.shape[-1] // valid)] if tensor.shape[-1] >= valid else tensor
+
+
+def _inputs(
+    network: nn.Module,
+    stages: Mapping[str, Stage],
+    case: str,
+    speech: Speech,
+    encoder: Hubert | None,
+    features: tuple[np.ndarray, str] | None,
+) -> Iterator[tuple[str, Arrays, dict[str, object]]]:
+    """(stage, inputs without mask and padding, facts) for one case; nothing where a network has no such case."""
+    if isinstance(network, Synthesizer):
+        if case != "unvoiced" or network.has_f0:
+            yield from _voice_inputs(network, stages, case, speech, encoder, features)
+        return
+    for name, stage in stages.items():
+        if case == FEATURES:
+            return
+        if isinstance(network, Hubert) and isinstance(stage, ContentEncoderStage):
+            yield name, _content_inputs(network, stage, case, speech), _sound_facts(case, speech)
+        elif isinstance(network, PitchNetwork) and isinstance(stage, PitchStage):
+            yield name, _pitch_inputs(network, stage, case, speech), _sound_facts(case, speech)
+
+
+def _content_inputs(hubert: Hubert, stage: ContentEncoderStage, case: str, speech: Speech) -> Arrays:
+    waveform = torch.from_numpy(_sound(case, hubert.config.samples(_frames(stage.window, case)), speech))
+    norm = ContentHost.of(hubert).norm(waveform)
+    tensors = {"waveform": norm.apply(waveform)[None], "norm_scale": norm.scale, "norm_shift": norm.shift}
+    return _arrays(tensors)
+
+
+def _pitch_inputs(network: PitchNetwork, stage: PitchStage, case: str, speech: Speech) -> Arrays:
+    unit, axis = network.granularity, network.frame_axis
+    frames = min(stage.window, -(-_frames(stage.window, case) // unit) * unit)
+    sound = _sound(case, (max(frames, SHORT_CASE) - 1) * HOP, speech)  # front ends want more than one frame of audio
+    with torch.inference_mode():
+        prepared = network.prepare(network.features(torch.from_numpy(sound)[None])).narrow(axis, 0, frames)
         statistics = dict(zip(network.statistics_shapes, network.clip_statistics(prepared), strict=True))
-    axis = network.frame_axis
-    tensors = {"features": _fit(prepared, axis, frames, stage.window), **statistics, VALID_INPUT: stage.mask(frames)}
-    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
+    return _arrays({"features": prepared, **statistics})
 
 
-def voice_inputs(synthesizer: Synthesizer, stages: Mapping[str, Stage], case: str) -> Iterator[tuple[str, Arrays]]:
-    """Inputs for each of a voice's stages in turn, as (stage name, arrays)."""
+def _voice_inputs(
+    synthesizer: Synthesizer,
+    stages: Mapping[str, Stage],
+    case: str,
+    speech: Speech,
+    encoder: Hubert | None,
+    features: tuple[np.ndarray, str] | None,
+) -> Iterator[tuple[str, Arrays, dict[str, object]]]:
+    """For each of a voice's stages in turn; one stage's output is the next one's input."""
     host = VoiceHost.of(synthesizer)
-    generator = np.random.default_rng(SEED)
-    frames = max(_valid(stage, case) for stage in stages.values())
-    phone = torch.from_numpy(_features(generator, frames, synthesizer.phone_channels))
-    pitch = _pitch_contour(frames)
+    seed = SEED + [*CASES, FEATURES].index(case)
+    generator = np.random.default_rng(seed)
+    counts = {name: _frames(stage.window, case) for name, stage in stages.items()}
+    frames = max(counts.values())
+    phone, origin, licence = _phone(generator, case, frames, synthesizer, speech, encoder, features)
+    frames = phone.shape[1]
+    pitch = _contour(case, frames, speech)
     g = host.speaker(synthesizer.config.spk_embed_dim // 2)
     noise = _normal(generator, (1, synthesizer.config.inter_channels, frames))
     embedding = host.pitch_embedding(coarse_pitch(pitch)) if host.has_f0 else None
@@ -138,38 +247,108 @@ def voice_inputs(synthesizer: Synthesizer, stages: Mapping[str, Stage], case: st
         m_p, logs_p = synthesizer.enc_p.encode(phone, embedding)
         z = synthesizer.flow(sample_prior(m_p, logs_p, noise), g)
     known: dict[str, tuple[Tensor, int]] = {"phone": (phone, 1), "m_p": (m_p, 2), "logs_p": (logs_p, 2), "noise": (noise, 2), "z": (z, 2)}
+    upp = synthesizer.config.samples_per_frame
     if embedding is not None:
         known["pitch_embedding"] = (embedding, 1)
-        upp = synthesizer.config.samples_per_frame
         known["source"] = (host.source(torch.from_numpy(pitch)[None], _normal(generator, (1, frames * upp, 1))), 2)
     for name, stage in stages.items():
-        valid = _valid(stage, case)
-        arrays = {}
-        for spec in stage.inputs:
-            if spec.name == "g":
-                tensor = g
-            elif spec.name == VALID_INPUT:
-                tensor = stage.mask(valid)
-            else:
-                value, axis = known[spec.name]
-                tensor = _fit(value, axis, valid * (spec.shape[axis] // stage.window), spec.shape[axis])
-            arrays[spec.name] = tensor.detach().contiguous().numpy()
-        yield name, arrays
+        valid = min(counts[name], frames)
+        tensors = {"g": g} | {key: value.narrow(axis, 0, valid * (upp if key == "source" else 1)) for key, (value, axis) in known.items()}
+        facts: dict[str, object] = {"seed": seed, "origin": origin, "licence": licence}
+        if isinstance(stage, DecoderStage):
+            facts["rate"] = synthesizer.config.sr
+        elif case == "silence" and isinstance(stage, TextEncoderStage):
+            facts["still"] = True
+        yield name, _arrays({spec.name: tensors[spec.name] for spec in stage.inputs if spec.name != VALID_INPUT}), facts
 
 
-def _valid(stage: Stage, case: str) -> int:
-    return stage.window if case == "full" else max(1, stage.window // 3)
+def _phone(
+    generator: np.random.Generator,
+    case: str,
+    frames: int,
+    synthesizer: Synthesizer,
+    speech: Speech,
+    encoder: Hubert | None,
+    features: tuple[np.ndarray, str] | None,
+) -> tuple[Tensor, str, str]:
+    """Features (1, up to `frames`, width) at 100 Hz, their origin, and its licence."""
+    width = synthesizer.phone_channels
+    version = "v1" if synthesizer.phone_channels == 256 else "v2"
+    if case == FEATURES and features is not None:
+        given, origin = features
+        start = max(0, (len(given) - frames // 2) // 2)  # clips begin and end quietly
+        return torch.from_numpy(given[start:])[None].repeat_interleave(2, dim=1)[:, :frames], origin, "not stated"
+    if case == "speech" and encoder is not None:
+        found = encoder.features(torch.from_numpy(speech.samples)[None], version)
+        return found.repeat_interleave(2, dim=1)[:, :frames], f"content encoder on {speech.origin}", speech.licence
+    drawn = _features(generator, frames, width)
+    if case == "silence":
+        return torch.from_numpy(drawn[:, :1].repeat(frames, axis=1)), "seeded features that stay, unvoiced", SYNTHETIC
+    if case == "loud":
+        return torch.from_numpy(LOUD_FEATURES * drawn), f"seeded features, {LOUD_FEATURES} times the usual, highest pitch", SYNTHETIC
+    if case == "speech":
+        return torch.from_numpy(drawn), f"seeded features with the pitch of {speech.origin}", speech.licence
+    return torch.from_numpy(drawn), "seeded features" + (", unvoiced" if case == "unvoiced" else ", gliding pitch"), SYNTHETIC
 
 
-def _fit(tensor: Tensor, axis: int, valid: int, length: int) -> Tensor:
-    """The first `valid` entries along an axis, then zeros up to `length`."""
-    shape = list(tensor.shape)
-    shape[axis] = length - valid
-    return torch.cat([tensor.narrow(axis, 0, valid), torch.zeros(shape)], dim=axis)
+def _contour(case: str, frames: int, speech: Speech) -> np.ndarray:
+    """(frames,) float32 Hz."""
+    if case in ("silence", "unvoiced"):
+        return np.zeros(frames, np.float32)
+    if case == "loud":
+        return np.full(frames, F0_MAX, np.float32)
+    if case == "speech":
+        found = estimate_pitch(speech.samples, "dio")[:frames]
+        return np.pad(found, (0, frames - len(found))).astype(np.float32)
+    time = np.arange(frames)
+    pitch = 110.0 * 2 ** (1 + np.sin(2 * np.pi * time / 331))  # two octaves of glide
+    return np.where((time // 50) % 5 == 4, 0.0, pitch).astype(np.float32)  # every fifth half second unvoiced
 
 
-def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+def _frames(window: int, case: str) -> int:
+    """Valid frames of a case."""
+    if case == GATE:
+        return window
+    if case == "edge":
+        return 1
+    return min(max(1, window // 3), LONG_CASE if case in ("short", "speech", FEATURES) else SHORT_CASE)
+
+
+def _sound(case: str, samples: int, speech: Speech) -> np.ndarray:
+    """(samples,) float32 at 16 kHz."""
+    if case == "speech":
+        found = speech.samples[:samples]
+        return np.pad(found, (0, samples - len(found))).astype(np.float32)
+    if case == "silence":
+        return np.zeros(samples, np.float32)
+    if case == "unvoiced":
+        return (0.05 * np.random.default_rng(SEED).standard_normal(samples)).astype(np.float32)
+    if case == "loud":
+        return np.clip(20 * _voiced_sound(samples), -1, 1)
+    return _voiced_sound(samples)
+
+
+def _sound_facts(case: str, speech: Speech) -> dict[str, object]:
+    if case == "speech":
+        return {"origin": speech.origin, "licence": speech.licence}
+    names = {"silence": "digital silence", "unvoiced": "seeded noise", "loud": "a glide with vowels, clipped at full scale"}
+    facts: dict[str, object] = {"seed": SEED, "origin": names.get(case, "a glide with vowels, breath and gaps"), "licence": SYNTHETIC}
+    return facts | ({"still": True} if case == "silence" else {})
+
+
+def _voiced_sound(samples: int) -> np.ndarray:
+    """(samples,) float32 at 16 kHz near speech level: a glide from 90 to 260 Hz with vowels, breath and gaps."""
+    time = np.arange(samples) / SAMPLE_RATE
+    pitch = 175 + 85 * np.sin(2 * np.pi * 0.31 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
+    formant = 900 + 500 * np.sin(2 * np.pi * 0.83 * time)
+    sound = np.zeros(samples)
+    for harmonic in range(1, 25):
+        weight = np.exp(-(((harmonic * pitch - formant) / 600) ** 2)) + 0.05 / harmonic
+        sound += weight * np.sin(harmonic * phase)
+    breath = np.random.default_rng(SEED).standard_normal(samples)
+    voiced = 0.5 + 0.5 * np.tanh(8 * np.sin(2 * np.pi * 1.7 * time + 1))
+    return (0.08 * sound * voiced + 0.01 * breath * (1.2 - voiced)).astype(np.float32)
 
 
 def _features(generator: np.random.Generator, frames: int, channels: int) -> np.ndarray:
@@ -179,23 +358,9 @@ def _features(generator: np.random.Generator, frames: int, channels: int) -> np.
     return (FEATURE_DEVIATION * smooth[None]).astype(np.float32)
 
 
-def _pitch_contour(frames: int) -> np.ndarray:
-    """(frames,) Hz: two octaves of glide, every fifth half second unvoiced."""
-    time = np.arange(frames)
-    pitch = 110.0 * 2 ** (1 + np.sin(2 * np.pi * time / 331))
-    return np.where((time // 50) % 5 == 4, 0.0, pitch).astype(np.float32)
+def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 
-def _voiced_sound(samples: int) -> np.ndarray:
-    """(samples,) float32 at 16 kHz near speech level."""
-    time = np.arange(samples) / 16000
-    pitch = 175 + 85 * np.sin(2 * np.pi * 0.31 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / 16000
-    formant = 900 + 500 * np.sin(2 * np.pi * 0.83 * time)
-    sound = np.zeros(samples)
-    for harmonic in range(1, 25):
-        weight = np.exp(-(((harmonic * pitch - formant) / 600) ** 2)) + 0.05 / harmonic
-        sound += weight * np.sin(harmonic * phase)
-    breath = np.random.default_rng(SEED).standard_normal(samples)
-    voiced = 0.5 + 0.5 * np.tanh(8 * np.sin(2 * np.pi * 1.7 * time + 1))
-    return (0.08 * sound * voiced + 0.01 * breath * (1.2 - voiced)).astype(np.float32)
+def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: np.array(tensor.detach().numpy(), order="C") for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
 """The model library: the directory that `convert` writes and `infer` reads.
 
     LIB/content_encoder/manifest.json          one content encoder
-    LIB/content_encoder/<build>/...            its package, operation map, golden tensors and weights
+    LIB/content_encoder/<build>/...            its package, operation map, golden outputs and weights
     LIB/voices/<name>/manifest.json            any number of voices
     LIB/voices/<name>/<build>/...
     LIB/pitch/<kind>/manifest.json             any pitch models: rmvpe, fcpe, crepe, crepe-tiny
@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..errors import LibraryError
 from ..models.stages import VOICE_STAGES
 from .files import output_errors, sync_tree, write_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 CONTENT_ENCODER = "content_encoder"
 VOICES = "voices"
@@ -214,6 +214,20 @@ class Library:
                 if item.is_dir() and item.name != manifest.build:
                     shutil.rmtree(item, ignore_errors=True)
         return Component(folder, manifest)
+
+    def switch(self, component: Component, manifest: Manifest, write: Callable[[Path], None], tidy: Callable[[Path], None]) -> Component:
+        """Let `write` add to a component's build, replace the manifest of that build, and let `tidy` remove what is not named.
+
+        Readers see the old manifest or the new one. Raises LibraryError where the component was converted again meanwhile.
+        """
+        with output_errors(component.folder), _locked(self.path):
+            if not _names(component.folder / MANIFEST, manifest.build):
+                raise LibraryError(f"the {component.title} was converted again meanwhile: nothing was changed, try once more")
+            write(component.build)
+            sync_tree(component.build)
+            write_json(component.folder / MANIFEST, asdict(manifest))
+            tidy(component.build)
+        return Component(component.folder, manifest)
 
     def _folder(self, kind: str, name: str) -> Path:
         if kind == CONTENT_ENCODER:

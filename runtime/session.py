@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import UsageError
 from .audio import OutputBuffer, read_recording
 from .backends import choose_backend, default_backend_name, torch_backend
 from .batch import Converted, fingerprint
@@ -18,11 +19,12 @@ from .config import OptimizationConfig
 from .converter import VoiceConverter
 from .devices import require_device
 from .files import sha256
-from .guard import Notify
 from .library import Library
 from .options import ConversionOptions
 from .pitch import PitchTrack, read_f0_file, resolve_method
+from .placement.placement import Notify
 from .profiling import NULL_PROFILE, Measures, Profile
+from .worker.client import shared_worker
 
 Progress = Callable[[str, float], None]
 
@@ -44,6 +46,8 @@ class Session:
         device: str | None = None,
         config_file: str | None = None,
         notify: Notify = print,
+        strict: bool = False,
+        compute_units: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
         self.library = library
@@ -59,6 +63,12 @@ class Session:
         self.device = {"coreml": "coreml", "reference": "cpu"}.get(name) or device or torch_backend.best_device()
         self.config = OptimizationConfig.load(self.device, config_file, **settings)
         self.backend = choose_backend(name, self.config, device)
+        if name == "coreml":
+            shared_worker().start()  # gets ready while the rest is read
+        self._strict = strict
+        self._compute_units = dict(compute_units or {})
+        if self._compute_units and name != "coreml":
+            raise UsageError(f"compute units belong to Core ML, and the stages run on {name} here: leave --compute-units out")
         self._profile = Profile(self.device) if self.config.profiling else None
         self._notify = notify
 
@@ -67,15 +77,36 @@ class Session:
         """Times and memory by stage, where they were asked for."""
         return self._profile
 
+    @property
+    def placement(self) -> list[dict[str, Any]]:
+        """A row for every stage that was loaded."""
+        return self.converter.placement.table() if "converter" in vars(self) else []
+
     @functools.cached_property
     def converter(self) -> VoiceConverter:
         """The voice, loaded. Raises LibraryError where the pitch method needs a model that the library lacks."""
         measures: Measures = self._profile or NULL_PROFILE
         with measures.measure("load"):
-            made = VoiceConverter(self.library, self.voice.manifest.name, self.backend, self._notify, config=self.config, profile=measures)
+            made = VoiceConverter(
+                self.library,
+                self.voice.manifest.name,
+                self.backend,
+                self._notify,
+                config=self.config,
+                profile=measures,
+                strict=self._strict,
+                compute_units=self._compute_units,
+            )
         if made.synthesizer.voice_host.has_f0:
             resolve_method(self.options.f0_method, made.pitch_models)
         return made
+
+    def tune(self, progress: Progress) -> list[dict[str, Any]]:
+        """Measure what this voice's start had no time for, and keep it for the next; the table of placement."""
+        from .placement.tuning import tune
+
+        shown = [self.voice.manifest.name]
+        return tune(self.library, shown, config=self.config, notify=self._notify, progress=progress)
 
     @functools.cached_property
     def made_with(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
 from rvc_coreml.runtime.backends import torch_backend
@@ -41,14 +43,19 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A narrow content encoder with the voices `v2`, `v1`, `nof0` and `v2_fp32`."""
-    folder = tmp_path_factory.mktemp("small")
+    """A narrow content encoder with the voices `v2`, `v1`, `nof0` and `v2_fp32`, made once for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "small"
     library = folder / "library"
-    convert_content_encoder(write_small_hubert(folder / "hubert", config=_wide_enough()), library)
-    convert_voice(write_voice(folder / "v2.pth"), library)
-    convert_voice(write_voice(folder / "v1.pth", version="v1", config=small_config("v1", 48000)), library)
-    convert_voice(write_voice(folder / "nof0.pth", f0=False), library)
-    convert_voice(write_voice(folder / "v2_fp32.pth"), library, precision="fp32")
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            convert_content_encoder(write_small_hubert(folder / "hubert", config=_wide_enough()), library)
+            convert_voice(write_voice(folder / "v2.pth"), library)
+            convert_voice(write_voice(folder / "v1.pth", version="v1", config=small_config("v1", 48000)), library)
+            convert_voice(write_voice(folder / "nof0.pth", f0=False), library)
+            convert_voice(write_voice(folder / "v2_fp32.pth"), library, precision="fp32")
+            (folder / "done").touch()
     return library
 
 

@@ -14,6 +14,7 @@ from rvc_coreml.golden_outputs.metrics import compare, snr_db
 from rvc_coreml.golden_outputs.seeded_weights import noise_draw
 from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.converter import VoiceConverter
+from rvc_coreml.runtime.goldens import GATE
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.validation import validate_library
 from seeded_checkpoints import write_hubert, write_voice
@@ -48,12 +49,13 @@ def all_voices(library):
 
 
 def test_every_half_precision_stage_reaches_45_db_and_cosine_0_999(library):
-    checks = validate_library(Library.open(library), choose_backend("reference"))
-    assert [check for check in checks if not check.passed] == []
-    for check in checks:
+    report = validate_library(Library.open(library), choose_backend("reference"))
+    assert report.failed == []
+    for check in report.checks:
         assert check.comparison is not None
-        assert check.comparison.snr_db >= 45, check
-        assert check.comparison.worst_cosine >= 0.999, check
+        if check.case == GATE:
+            assert check.comparison.snr_db >= 45, check
+            assert check.comparison.worst_cosine >= 0.999, check
 
 
 def test_a_sentence_through_the_packages_agrees_with_pytorch(library, speech):
@@ -104,7 +106,7 @@ def test_every_single_precision_stage_reaches_90_db(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fp32")
     convert_content_encoder(write_hubert(folder / "hubert_base.pt"), folder / "library", precision="fp32")
     convert_voice(write_voice(folder / "voice.pth"), folder / "library", precision="fp32")
-    checks = validate_library(Library.open(folder / "library"), choose_backend("reference"))
+    checks = validate_library(Library.open(folder / "library"), choose_backend("reference")).checks
     assert {check.precision for check in checks} == {"fp32"}
     for check in checks:
         assert check.comparison is not None

@@ -56,7 +56,8 @@ def main() -> None:
     say(f"     packages against PyTorch: {closeness.snr_db:.1f} dB SNR, level {closeness.level:.3f}")
 
     say(f"4/5  validating the library ({packages} against PyTorch)")
-    checks = validate(library, packages)
+    page = folder / "validation.html"
+    checks = validate(library, packages, page)
 
     say("5/5  drawing input and output")
     source, source_rate = read(CLIP)
@@ -68,7 +69,7 @@ def main() -> None:
     report = folder / "report.md"
     report.write_text(make_report(packages, runs, closeness.snr_db, closeness.level, checks, seconds), encoding="utf-8")
     say(f"done in {seconds:.0f} s. {WARNING}")
-    for path in (folder / f"converted_{packages}.wav", picture, report):
+    for path in (folder / f"converted_{packages}.wav", picture, report, page):
         say(f"  {path}")
     if not all(check["passed"] for check in checks):
         raise SystemExit("some checks failed: the report names them, and infer ran what Core ML got wrong through PyTorch")
@@ -105,11 +106,11 @@ def infer(output: Path, library: Path, backend: str) -> dict[str, Any]:
     return result
 
 
-def validate(library: Path, backend: str) -> list[dict[str, Any]]:
-    result = json.loads(rvc("validate", library, "--backend", backend, "--json", accepted=(0, 1)))
-    worst = min(check["snr_db"] for check in result["checks"] if check["snr_db"] is not None)
-    passed = sum(check["passed"] for check in result["checks"])
-    say(f"     {passed} of {len(result['checks'])} checks passed, the least SNR is {worst:.1f} dB")
+def validate(library: Path, backend: str, page: Path) -> list[dict[str, Any]]:
+    result = json.loads(rvc("validate", library, "--backend", backend, "--json", "--html", page, accepted=(0, 1)))
+    worst = min(check["snr_db"] for check in result["checks"] if check.get("snr_db") is not None)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in result["counts"].items() if count)
+    say(f"     {len(result['checks'])} checks: {counts}; the least SNR is {worst:.1f} dB")
     return result["checks"]
 
 
@@ -136,15 +137,19 @@ def make_report(
         lines.append(f"| {backend} | {ran} | {run['real_time_factor']:.2f} | {memory} | {'; '.join(run['fallbacks']) or 'none'} |")
     lines += [
         "",
-        "| component | stage | case | output | SNR dB | worst-frame cosine | level | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "Every output of every stage against its golden output; `validation.html` draws and plays them.",
+        "",
+        "| component | stage | case | output | ran on | SNR dB | worst-frame cosine | level | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for check in checks:
+        named = f"| {check['component']} | {check['stage']} ({check['precision']}) | {check['case']} | {check['output']} | {check['ran']}"
+        if "problem" in check:
+            lines.append(f"{named} |  |  |  | {check['verdict']}: {check['problem']} |")
+            continue
         snr_text = "exact" if check["exact"] else "none" if check["snr_db"] is None else f"{check['snr_db']:.1f}"
-        lines.append(
-            f"| {check['component']} | {check['stage']} ({check['precision']}) | {check['case']} | {check['output']}"
-            f" | {snr_text} | {check['worst_cosine']:.6f} | {check['level']:.4f} | {'ok' if check['passed'] else 'FAILED'} |"
-        )
+        why = f": {'; '.join(check['decided_by'])}" if check["decided_by"] else ""
+        lines.append(f"{named} | {snr_text} | {check['worst_cosine']:.6f} | {check['level']:.4f} | {check['verdict']}{why} |")
     return "\n".join(lines) + "\n"
 
 

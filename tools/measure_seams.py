@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from rvc_coreml.golden_outputs.metrics import level_ratio, log_mel_cosine, snr_db
+from rvc_coreml.golden_outputs.audio_metrics import log_mel_cosine
+from rvc_coreml.golden_outputs.metrics import level_ratio, snr_db
 from rvc_coreml.runtime.audio import recording_of, reflect_padded
 from rvc_coreml.runtime.converter import VoiceConverter
 from rvc_coreml.runtime.files import atomic_path, write_json

@@ -11,15 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from rvc_coreml.golden_outputs.golden import GoldenSet
 from rvc_coreml.models.checkpoint import load_pitch, load_voice, read_hubert
 from rvc_coreml.models.stages import VOICE_STAGES, Stage, content_encoder_stage, pitch_stage, voice_stage
 from rvc_coreml.runtime.files import sha256, write_json
-from rvc_coreml.runtime.goldens import content_inputs, make_golden, pitch_inputs, save_golden, voice_inputs
+from rvc_coreml.runtime.goldens import GATE, make_cases
 from rvc_coreml.runtime.library import CONTENT_ENCODER, INDEX, PITCH, WEIGHTS, Library, Manifest, StageEntry
+from rvc_coreml.runtime.recording import GOLDEN, tool_versions
 from rvc_coreml.runtime.retrieval import FeatureIndex
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 Weights = tuple[Mapping[str, Tensor], dict[str, str]]
 
@@ -31,27 +32,29 @@ def write_torch_library(
     pitch: Sequence[Path] = (),
     index: FeatureIndex | None = None,
     goldens: bool = False,
+    windows: Mapping[str, int] | None = None,
 ) -> Library:
-    """From checkpoint files; `index` goes to every voice."""
+    """From checkpoint files; `index` goes to every voice, `windows` are frames by stage where not the usual ones."""
+    window = (windows or {}).get
     library = Library(path)
     encoder = read_hubert(hubert)
     details: dict[str, Any] = {"versions": list(encoder.network.versions), "hubert": asdict(encoder.network.config)}
-    content = content_encoder_stage(encoder.network)
+    content = content_encoder_stage(encoder.network, window(CONTENT_ENCODER))
     stages: dict[str, Stage] = {CONTENT_ENCODER: content}
-    inputs = {CONTENT_ENCODER: content_inputs(encoder.network, content, "full")} if goldens else {}
-    _commit(library, CONTENT_ENCODER, CONTENT_ENCODER, stages, (encoder.source_state, encoder.file_metadata()), details, inputs)
+    network = encoder.network if goldens else None
+    _commit(library, CONTENT_ENCODER, CONTENT_ENCODER, stages, (encoder.source_state, encoder.file_metadata()), details, network)
     for name, file in voices.items():
         voice = load_voice(file)
         details = {"version": voice.version, "sample_rate": voice.sample_rate, "f0": voice.has_f0, "speakers": voice.speakers}
-        stages = {stage: voice_stage(stage, voice.synthesizer) for stage in VOICE_STAGES}
-        inputs = dict(voice_inputs(voice.synthesizer, stages, "full")) if goldens else {}
-        _commit(library, "voice", name, stages, (voice.source_state, voice.file_metadata()), details, inputs, index)
+        stages = {stage: voice_stage(stage, voice.synthesizer, window(stage)) for stage in VOICE_STAGES}
+        network = voice.synthesizer if goldens else None
+        _commit(library, "voice", name, stages, (voice.source_state, voice.file_metadata()), details, network, index)
     for file in pitch:
         model = load_pitch(file)
         settings = {"settings": model.network.settings()}
-        body = pitch_stage(model.network)
-        inputs = {PITCH: pitch_inputs(model.network, body, "full")} if goldens else {}
-        _commit(library, PITCH, model.kind, {PITCH: body}, (model.source_state, model.file_metadata()), settings, inputs)
+        body = pitch_stage(model.network, window(PITCH))
+        network = model.network if goldens else None
+        _commit(library, PITCH, model.kind, {PITCH: body}, (model.source_state, model.file_metadata()), settings, network)
     return library
 
 
@@ -62,13 +65,20 @@ def _commit(
     stages: Mapping[str, Stage],
     weights: Weights,
     details: dict[str, Any],
-    inputs: Mapping[str, dict[str, np.ndarray]],
+    network: nn.Module | None,
     index: FeatureIndex | None = None,
 ) -> None:
     state, metadata = weights
     with library.write(kind, name) as folder:
         save_file({key: value.contiguous().clone() for key, value in state.items()}, folder / WEIGHTS, metadata)
-        entries = {stage: _entry(folder, module, inputs.get(stage)) for stage, module in stages.items()}
+        entries = {stage: _entry(folder, module) for stage, module in stages.items()}
+        if network is None:
+            (folder / GOLDEN).mkdir()
+            for entry in entries.values():
+                (folder / entry.golden).touch()
+        else:
+            gates = make_cases(network, stages, cases=(GATE,))
+            GoldenSet.of({golden.what: [golden] for golden in gates}, tool_versions()).save(folder / GOLDEN)
         stored = None
         if index is not None:
             index.save(folder / INDEX)
@@ -78,13 +88,9 @@ def _commit(
         library.commit(folder, Manifest(kind, name, "build-without-packages", source, {}, entries, details, stored))
 
 
-def _entry(folder: Path, stage: Stage, inputs: dict[str, np.ndarray] | None) -> StageEntry:
-    package, golden, operations = f"{stage.name}.mlpackage", f"{stage.name}.golden", f"{stage.name}.json"
+def _entry(folder: Path, stage: Stage) -> StageEntry:
+    package, golden, operations = f"{stage.name}.mlpackage", f"{GOLDEN}/{stage.name}.safetensors", f"{stage.name}.json"
     (folder / package).mkdir()
-    if inputs is None:
-        (folder / golden).touch()
-    else:
-        save_golden(make_golden(stage, inputs), folder / golden)
     write_json(folder / operations, {})
     given, made = ({spec.name: list(spec.shape) for spec in specs} for specs in (stage.inputs, stage.outputs))
     return StageEntry(package, golden, operations, stage.window, stage.context, "fp32", "ALL", "iOS17", given, made, {}, 0, None)

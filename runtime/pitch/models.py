@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from ...models.pitch_network import PitchNetwork
 from ...models.rmvpe import Rmvpe
-from ..backends.base import Backend
 from ..backends.torch_backend import TorchBackend
-from ..guard import GuardedStage, Notify
 from ..library import Library
+from ..placement.placement import Placement
+from ..placement.stage import PlacedStage
 
 
 class LibraryPitchModels:
-    """Stages and host parts of a library's pitch models. `chain` is what a stage may run on, in order."""
+    """Stages and host parts of a library's pitch models."""
 
-    def __init__(self, library: Library, chain: Sequence[Backend], notify: Notify) -> None:
+    def __init__(self, library: Library, placement: Placement) -> None:
         self.library = library
-        self.loaded: dict[str, GuardedStage] = {}
+        self.loaded: dict[str, PlacedStage] = {}
         self.rmvpe_padding = "constant"
-        self._chain = list(chain)
-        self._notify = notify
-        self._hosts = [backend for backend in chain if isinstance(backend, TorchBackend)]
+        self._placement = placement
+        self._hosts = placement.torch_backends
 
     def available(self) -> list[str]:
         """The kinds that the library has."""
         return self.library.pitch_kinds()
 
-    def stage(self, kind: str) -> GuardedStage:
+    def verify(self) -> bool:
+        """Run the goldens again; False where a model has moved on and the contour is to be found again."""
+        verified = [stage.verify() for stage in self.loaded.values()]
+        return all(verified)
+
+    def stage(self, kind: str) -> PlacedStage:
         """The runner of one kind. Raises LibraryError where the library lacks it."""
         if kind not in self.loaded:
-            self.loaded[kind] = GuardedStage(self.library.pitch_model(kind), "pitch", self._chain, self._notify)
+            self.loaded[kind] = self._placement.stage(self.library.pitch_model(kind), "pitch")
         return self.loaded[kind]
 
     def network(self, kind: str) -> PitchNetwork:

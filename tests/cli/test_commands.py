@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from rvc_coreml import __version__
 from rvc_coreml.cli import main
 from rvc_coreml.cli.main import COMMANDS, SUMMARIES
+from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.library import Library
-from safetensors.numpy import load_file
 from support.checkpoints import write_small_hubert, write_voice
 
 
@@ -109,12 +109,12 @@ def test_a_stored_index_is_used_as_much_as_is_asked_for(tmp_path, speech_file, s
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_run_executes_any_package(small_library, tmp_path, backend):
     component = Library.open(small_library).voice("v2_fp32")
-    tensors = load_file(component.golden("flow"))
-    np.savez(tmp_path / "in.npz", **{name.removeprefix("in."): value for name, value in tensors.items() if name.startswith("in.")})
+    golden = gate_golden(component, "flow")
+    np.savez(tmp_path / "in.npz", **golden.inputs)
     result = rvc("run", component.package("flow"), tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--backend", backend)
     assert result.exit_code == 0, result.stderr
     got = np.load(tmp_path / "out.npz")["z"]
-    np.testing.assert_allclose(got, tensors["out.z"], atol=1e-3)
+    np.testing.assert_allclose(got, golden.outputs["z"], atol=1e-3)
 
 
 def test_list_names_everything(small_library):
@@ -135,7 +135,7 @@ def test_validate_reports_as_json_and_fails_with_exit_code_one(small_library, tm
     shutil.rmtree(Library.open(library).voice("v2").package("flow") / "Data")
     broken = rvc("validate", library, "--json")
     assert broken.exit_code == 1
-    assert {check["stage"] for check in json.loads(broken.stdout)["checks"] if not check["passed"]} == {"flow"}
+    assert {check["stage"] for check in json.loads(broken.stdout)["checks"] if not check["passed"]} == {"flow", "pipeline"}
 
 
 def test_doctor_shows_versions_and_what_works():

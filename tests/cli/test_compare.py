@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own documentation calls it so
+from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.reference import plot
 from rvc_coreml.runtime.reference.compare import Difference, Divergence
-from safetensors.numpy import load_file
 from support.cli import one_sentence, rvc, unchanged, usage_error
 from support.damage import largest_weight
 from support.programs import build_program, convert_module, edited_specification, main_block, normal, save_package, write_program
@@ -119,8 +119,7 @@ def test_recorded_values_are_a_side(here: Path, tmp_path: Path) -> None:
 
 def test_the_module_of_the_source_network_is_named(small_library: Path, tmp_path: Path) -> None:
     voice = Library.open(small_library).voice("v2_fp32")
-    inputs = {name.removeprefix("in."): value for name, value in load_file(voice.golden("flow")).items() if name.startswith("in.")}
-    np.savez(tmp_path / "in.npz", **inputs)
+    np.savez(tmp_path / "in.npz", **gate_golden(voice, "flow").inputs)
     result = rvc("compare", voice.package("flow"), tmp_path / "in.npz", "--threshold", "200", "--json")
     assert result.exit_code == 1
     worst = json.loads(result.stdout)["worst"]

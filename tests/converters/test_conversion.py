@@ -107,7 +107,7 @@ def test_another_source_under_the_same_name_needs_replace(library, tmp_path):
     assert Library.open(library).voice("first").manifest.source["file"] == "other.pth"
 
 
-@pytest.mark.parametrize("step", ["convert_stage", "audit_package", "save_golden", "save_file", "tool_versions"])
+@pytest.mark.parametrize("step", ["convert_stage", "audit_package", "save_goldens", "save_file", "tool_versions"])
 @pytest.mark.parametrize(
     "error", [ConversionError("planted"), OSError(28, "No space left on device"), KeyboardInterrupt()], ids=lambda e: type(e).__name__
 )

@@ -17,10 +17,11 @@ from rvc_coreml.errors import AuditError, CheckpointError, LibraryError
 from rvc_coreml.models.checkpoint.pitch import load_pitch
 from rvc_coreml.models.stages import pitch_stage
 from rvc_coreml.runtime.backends import choose_backend
-from rvc_coreml.runtime.guard import candidates_after
+from rvc_coreml.runtime.goldens import CASES
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.pitch import estimate_pitch
 from rvc_coreml.runtime.pitch.models import LibraryPitchModels
+from rvc_coreml.runtime.placement import Placement
 from rvc_coreml.runtime.validation import validate_library
 from support.damage import largest_weight
 from support.pitch_packages import crepe_file, fcpe_file
@@ -56,8 +57,9 @@ def test_the_package_is_proved_and_audited(library: Library) -> None:
 
 
 def test_validate_covers_pitch_models(library: Library) -> None:
-    checks = validate_library(library, choose_backend("reference"))
-    assert {(check.stage, check.case) for check in checks} == {("pitch", "full"), ("pitch", "short"), ("pitch", "recorded")}
+    checks = validate_library(library, choose_backend("reference")).checks
+    assert {(check.stage, check.case) for check in checks} == {("pitch", case) for case in CASES}
+    assert {check.ran for check in checks} == {"reference", "torch (cpu)"}
     assert all(check.passed for check in checks), [check.as_dict() for check in checks if not check.passed]
 
 
@@ -65,7 +67,7 @@ def test_package_and_pytorch_agree_on_a_clip(library: Library, speech: np.ndarra
     found = {}
     for backend in ("reference", "torch"):
         notes: list[str] = []
-        models = LibraryPitchModels(library, candidates_after(choose_backend(backend)), notes.append)
+        models = LibraryPitchModels(library, Placement(choose_backend(backend), notes.append))
         assert models.available() == ["rmvpe"]
         found[backend] = estimate_pitch(speech[16000:48000], "auto", models=models)
         assert notes == []
@@ -133,6 +135,6 @@ def test_the_command_reports_the_package(source: Path, tmp_path: Path) -> None:
 )
 def test_published_weights_convert(file, tmp_path: Path) -> None:
     component = convert_pitch(file(), tmp_path / "library")
-    checks = validate_library(Library.open(tmp_path / "library"), choose_backend("reference"))
+    checks = validate_library(Library.open(tmp_path / "library"), choose_backend("reference")).checks
     assert (component.manifest.stages["pitch"].reference_snr_db or 0) >= LEAST_SNR
     assert all(check.passed for check in checks), [check.as_dict() for check in checks if not check.passed]

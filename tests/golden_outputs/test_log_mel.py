@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rvc_coreml.golden_outputs.metrics import MEL_BINS, MEL_FLOOR, log_mel, log_mel_cosine
+from rvc_coreml.golden_outputs.audio_metrics import log_mel_cosine
+from rvc_coreml.golden_outputs.spectra import MEL_BINS, MEL_FLOOR, log_mel
 from scipy import signal as scipy_signal
 
 RATES = [16000, 32000, 40000, 48000]

@@ -48,6 +48,11 @@ def test_the_last_layer_that_speaks_wins(tmp_path_factory, file, environment, fl
         ("RVC_BATCH_SIZE", "auto", "batch_size", None),
         ("RVC_PROFILING", "TRUE", "profiling", True),
         ("RVC_PROFILING", "off", "profiling", False),
+        ("RVC_COREML_LOAD_LIMIT", "90", "load_limit", 90.0),
+        ("RVC_COREML_PREDICTION_FACTOR", "2.5", "prediction_factor", 2.5),
+        ("RVC_COREML_FIRST_SOUND_SECONDS", "0.5", "first_sound_seconds", 0.5),
+        ("RVC_COREML_WATCH_EVERY", "1", "watch_every", 1),
+        ("RVC_COREML_COMPILED_CACHE_BYTES", "0", "compiled_cache_bytes", 0),
     ],
 )
 def test_every_variable_sets_its_setting(name: str, text: str, setting: str, value: object) -> None:
@@ -72,9 +77,10 @@ def test_a_file_sets_everything_and_the_variable_names_one(tmp_path: Path) -> No
     path.write_text(
         'retrieval_device = "device"\nprecision = "fp16"\nfilter_device = "device"\nbatch_size = 3\nprofiling = true\nthreads = 2\n'
         "kept_region = false\npieces = false\npiece_frames = 64\nfused_attention = false\ncompile = true\noverlap = true\n"
+        "load_limit = 60\nprediction_factor = 4.5\nfirst_sound_seconds = 2.5\nwatch_every = 7\ncompiled_cache_bytes = 0\n"
     )
     found = load(file=path)
-    assert found == OptimizationConfig("device", "fp16", "device", 3, True, 2, False, False, 64, False, True, True)
+    assert found == OptimizationConfig("device", "fp16", "device", 3, True, 2, False, False, 64, False, True, True, 60, 4.5, 2.5, 7, 0)
     assert set(found.sources.values()) == {f"file {path}"}
     assert load(environ={CONFIG_VARIABLE: str(path)}) == found
     other = tmp_path / "other.toml"
@@ -96,6 +102,11 @@ def test_a_file_sets_everything_and_the_variable_names_one(tmp_path: Path) -> No
         (b"piece_frames = 3", "16 to 100000"),
         (b"overlap = 1", "true or false"),
         (b"overlap = 'auto'", "true or false"),
+        (b"watch_every = 0", "1 to 1000000"),
+        (b"watch_every = 2.5", "1 to 1000000"),
+        (b"load_limit = nan", "1 to 86400"),
+        (b"load_limit = true", "1 to 86400"),
+        (b"first_sound_seconds = 'long'", "0.1 to 3600"),
         (b"precision = [", "no TOML"),
         (b"\xff\xfe", "no TOML"),
         (b"#" * (1 << 21), "too large"),

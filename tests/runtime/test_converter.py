@@ -162,13 +162,13 @@ def test_how_the_work_is_done_changes_nothing(small_library, speech, change):
 
 def test_synthesis_is_limited_to_what_is_kept_and_its_receptive_field(small_library, speech, monkeypatch):
     asked = {}
-    original = synthesis.GuardedStage.predict
+    original = synthesis.PlacedStage.predict
 
     def watch(self, inputs, wanted=None):
         asked[self.stage] = max((value.shape[-1] for name, value in inputs.items() if name in ("z", "m_p")), default=0)
         return original(self, inputs, wanted)
 
-    monkeypatch.setattr(synthesis.GuardedStage, "predict", watch)
+    monkeypatch.setattr(synthesis.PlacedStage, "predict", watch)
     VoiceConverter(small_library, "nof0", "torch").convert(speech[:32000], 16000)
     context = Library.open(small_library).voice("nof0").manifest.stages["decoder"].context
     assert asked["decoder"] == 198 + 2 * context

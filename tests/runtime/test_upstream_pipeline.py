@@ -12,10 +12,13 @@ import rvc_coreml.golden_outputs
 from rvc_coreml.errors import UsageError
 from rvc_coreml.golden_outputs.seeded_weights import noise_draw
 from rvc_coreml.models import load_voice
+from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.config import OptimizationConfig
 from rvc_coreml.runtime.converter import VoiceConverter
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.retrieval import read_index
+from rvc_coreml.runtime.upstream import seeded
+from rvc_coreml.runtime.validation import validate_library
 from seeded_checkpoints import write_hubert, write_voice
 from torch_library import write_torch_library
 
@@ -70,3 +73,18 @@ def test_upstreams_output_is_reproduced_and_every_option_counts(library: Library
 def test_doing_all_the_work_that_upstream_does_changes_nothing(library: Library, case: dict[str, Any]) -> None:
     converter = VoiceConverter(library, "voice", "torch", device="cpu", config=OptimizationConfig.upstream())
     assert distance(convert(converter, case), case) <= STEPS
+
+
+def test_validate_against_upstream_holds_every_stage_and_the_whole_conversion_against_it(library: Library) -> None:
+    report = validate_library(library, choose_backend("torch", device="cpu"), against="upstream")
+    assert report.failed == []
+    assert {check.stage for check in report.checks} == {"content_encoder", "text_encoder", "flow", "decoder", "pipeline"}
+    for check in report.checks:
+        assert check.comparison is not None
+        assert check.comparison.snr_db >= (70 if check.stage == "pipeline" else 100), check  # the pipeline's is 16-bit
+
+
+def test_other_weights_are_not_taken_for_upstreams(library: Library) -> None:
+    weights = library.voice("voice").weights
+    assert seeded(weights, 1)
+    assert not seeded(weights, 2)

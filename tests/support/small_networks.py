@@ -16,6 +16,7 @@ from .checkpoints import SMALL_HUBERT, hubert_state, small_config, voice_state
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first: inference tensors cannot be traced by the next
 def hubert() -> Hubert:
     network = Hubert(SMALL_HUBERT)
     state = fold_weight_norm(Path("seeded"), hubert_state(SMALL_HUBERT))
@@ -24,11 +25,13 @@ def hubert() -> Hubert:
 
 
 @cache
+@torch.inference_mode(False)
 def exact_hubert() -> Hubert:
     return copy.deepcopy(hubert()).double()
 
 
 @cache
+@torch.inference_mode(False)
 def voice(version: str, rate: int, f0: bool, resblock: str = "1") -> Synthesizer:
     config = small_config(version, rate, resblock=resblock)
     synthesizer = Synthesizer(VoiceConfig.from_list(config), PHONE_CHANNELS[version], f0)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own documentation calls it so
 from rvc_coreml.errors import PackageError, UsageError
+from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.reference import ReferenceModel
 from rvc_coreml.runtime.reference.compare import Divergence, agreement_db, compare_values, module_map
 from rvc_coreml.runtime.reference.values import INDEX_FILE, Execution, Recording, Value, plain_name, write_intermediates
-from safetensors.numpy import load_file
 from support.damage import largest_weight
 from support.programs import build_program, convert_module, convert_program, normal, write_program
 from torch import Tensor
@@ -491,7 +491,7 @@ def test_the_module_map_beside_a_package_names_the_modules(small_library: Path) 
     package = component.package("flow")
     modules = module_map(package)
     assert modules
-    inputs = {name.removeprefix("in."): value for name, value in load_file(component.golden("flow")).items() if name.startswith("in.")}
+    inputs = gate_golden(component, "flow").inputs
     found = compare_values(execution(package, inputs=inputs), execution(package, "float64", inputs), modules)
     assert found.first is None
     named = [item for item in found.differences if item.module]
