@@ -1,0 +1,38 @@
+"""Snippets of Swift for the integration page. Not yet run on a Mac."""
+
+SWIFT_UNITS = {"ALL": "all", "CPU_AND_NE": "cpuAndNeuralEngine", "CPU_AND_GPU": "cpuAndGPU", "CPU_ONLY": "cpuOnly"}
+
+LOADING = """\
+import CoreML
+
+// Compile once and keep the .mlmodelc: the first load for the Neural Engine can take minutes.
+let compiled = try await MLModel.compileModel(at: folder.appendingPathComponent("packages/flow.mlpackage"))
+let configuration = MLModelConfiguration()
+configuration.computeUnits = .cpuAndGPU                       // contract.json: stages.flow.compute_units
+let model = try MLModel(contentsOf: compiled, configuration: configuration)
+
+func array(_ file: String, _ shape: [Int]) throws -> MLMultiArray {
+    let data = try Data(contentsOf: folder.appendingPathComponent(file))
+    let array = try MLMultiArray(shape: shape.map { NSNumber(value: $0) }, dataType: .float32)
+    array.withUnsafeMutableBytes { bytes, _ in _ = data.copyBytes(to: bytes) }
+    return array
+}
+
+let inputs = try MLDictionaryFeatureProvider(dictionary: [
+    "m_p": array("vectors/flow/0/in/m_p.f32", shape),         // and every other input of the stage
+])
+let outputs = try await model.prediction(from: inputs)
+let z = MLShapedArray<Float>(converting: outputs.featureValue(for: "z")!.multiArrayValue!).scalars   // rows without padding
+"""
+
+CHECKING = """\
+func snr(_ reference: [Float], _ actual: [Float]) -> Double {
+    let mean = reference.reduce(0.0) { $0 + Double($1) } / Double(reference.count)
+    var signal = 0.0, error = 0.0
+    for (r, a) in zip(reference, actual) {
+        signal += (Double(r) - mean) * (Double(r) - mean)
+        error += (Double(a) - Double(r)) * (Double(a) - Double(r))
+    }
+    return 10 * log10(signal / max(error, .leastNormalMagnitude))
+}
+"""
