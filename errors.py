@@ -75,8 +75,8 @@ class BackendError(RvcCoremlError):
 class WorkerFailure(BackendError):
     """A call that Core ML's process did not answer with a result; `kind` says how it went wrong.
 
-    died: the process ended; timeout: it was ended for taking too long; refused: Core ML did not load the package;
-    failed: Core ML raised while predicting.
+    unstarted: there is no process; died: it ended; timeout: it was ended for taking too long; refused: Core ML did not
+    load the package; failed: Core ML raised while predicting.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -156,4 +156,5 @@ def _report(library: str, components: list[Component], as_json: bool) -> None:
         tools = ", ".join(f"{name} {version}" for name, version in entry["tools"].items())
         click.echo(f"{component.title}: {entry['bytes'] / 1e6:.1f} MB, recorded with {tools}")
         for line in entry["threshold_changes"]:
-            click.echo(f"{component.title}: {line['threshold']} went from {line['from']} to {line['to']} on {line['date']}: {line['why']}")
+            threshold, was, now, date, why = (line.get(key) for key in ("threshold", "from", "to", "date", "why"))
+            click.echo(f"{component.title}: {threshold} went from {was} to {now} on {date}: {why}")

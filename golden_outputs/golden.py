@@ -24,12 +24,13 @@ from safetensors.numpy import save_file
 
 from ..errors import LibraryError
 from .metrics import Comparison, compare, compare_audio
-from .thresholds import snapshot
+from .thresholds import LIMITS, snapshot, widened
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TEMPORARY = ".golden-"  # beside the folder that is being written
 PIPELINE = "pipeline"
+WHAT = {what for what, _precision in LIMITS}  # stages and the pipeline
 PRODUCERS = ("rvc-coreml", "upstream")
 AUDIO = "audio"  # the output that is heard, of the decoder and of the pipeline
 SHORTEST_AUDIO = 0.1  # seconds: below it there is no spectrum or pitch to speak of
@@ -88,15 +89,15 @@ class Golden:
             if got.shape != wanted.shape:
                 raise ValueError(f"the output {name!r} is {got.shape} and should be {wanted.shape}")
             wanted, got = layout.crop(wanted), layout.crop(got)
-            frames, axis = wanted.shape[layout.time_axis] // layout.samples, layout.time_axis
             if name == AUDIO and audio and rate and wanted.size >= SHORTEST_AUDIO * rate:
                 compared[name] = compare_audio(wanted.reshape(-1), got.reshape(-1), rate)
-            elif self.facts.get("still") or frames == 1:
-                wanted, got = (np.moveaxis(side, axis, 0).reshape(-1) for side in (wanted, got))
-                compared[name] = compare(wanted, got, 0, wanted.size // frames)
             else:
-                compared[name] = compare(wanted, got, axis, layout.samples)
+                compared[name] = compare(wanted, got, layout.time_axis, layout.samples, self.steady(name))
         return compared
+
+    def steady(self, output: str) -> bool:
+        """Whether an output has no course over time: a single frame, or a `still` input's."""
+        return bool(self.facts.get("still")) or self.layouts[output].valid == 1
 
     def cropped(self) -> Golden:
         """Without the padding of its outputs."""
@@ -169,7 +170,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             if Path(entry["file"]).name != entry["file"]:
                 raise ValueError(f"{entry['file']} is not in the folder")
             _ = entry["sha256"], dict(entry["cases"])
-        _ = dict(manifest["thresholds"]), list(manifest["threshold_changes"]), manifest["producer"], dict(manifest["tools"])
+        _ = widened(manifest["thresholds"], manifest["threshold_changes"]), manifest["producer"], dict(manifest["tools"])
     except FileNotFoundError as error:
         raise LibraryError(f"{folder} holds no golden outputs: {AGAIN}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -230,6 +231,11 @@ def _read_case(file: Any, case: str, entry: Mapping[str, Any]) -> Golden:
     layouts = {name: Layout(*values) for name, values in entry["layouts"].items()}
     if set(layouts) != set(sides["outputs"]) or not layouts:
         raise ValueError(f"{case} does not say how its outputs are laid out")
+    for name, layout in layouts.items():
+        if sides["outputs"][name].shape[layout.time_axis] != layout.valid * layout.samples or layout.valid < 1:
+            raise ValueError(f"{case}/out.{name} has not the frames that its layout says")
+    if entry["what"] not in WHAT:
+        raise ValueError(f"{case} is of {entry['what']!r}, which is no stage")
     return Golden(case, entry["what"], sides["inputs"], sides["outputs"], layouts, dict(entry["facts"]))
 
 

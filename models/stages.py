@@ -134,11 +134,10 @@ class TextEncoderStage(Stage):
         self.enc_p = synthesizer.enc_p
         self.has_f0 = synthesizer.has_f0
         config = synthesizer.config
-        inputs = [TensorSpec("phone", (1, window, synthesizer.phone_channels), "content features, one row for every 10 ms")]
+        inputs = [TensorSpec("phone", (1, window, synthesizer.phone_channels), "content features, one row for every 10 ms", time_axis=1)]
         if self.has_f0:
-            inputs.append(
-                TensorSpec("pitch_embedding", (1, window, config.hidden_channels), "row of enc_p.emb_pitch for each coarse pitch")
-            )
+            note = "row of enc_p.emb_pitch for each coarse pitch"
+            inputs.append(TensorSpec("pitch_embedding", (1, window, config.hidden_channels), note, time_axis=1))
         inputs.append(TensorSpec(VALID_INPUT, (1, 1, window), "1 where the 10 ms frame is valid, 0 where it is padding"))
         self.inputs = tuple(inputs)
         shape = (1, config.inter_channels, window)

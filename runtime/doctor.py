@@ -21,7 +21,6 @@ from .backends import default_backend_name
 from .backends.coreml_backend import coreml_available
 from .config import OptimizationConfig
 from .library import Library
-from .placement.record import USABLE
 
 PACKAGES = ("torch", "coremltools", "numpy", "scipy", "onnx", "safetensors", "soundfile", "soxr", "faiss-cpu", "pyworld-prebuilt")
 WATCHING = {
@@ -163,17 +162,11 @@ def _stages(library: Library, settings: OptimizationConfig, run: bool) -> tuple[
                 who = f"run by {placement.stage(component, stage).executed_by}" + "".join(f" ({line})" for line in lines)
             else:
                 rows.append(placement.known(component, stage))
-                who = _known(rows[-1]) or f"would be tried on {order}"
+                expected = placement.expected(component, stage)
+                since = "as tuned here" if rows[-1]["tuned"] else "as found here before"
+                who = f"would be tried on {order}" if expected is None else f"would run on {expected.name}, {since}"
             found[f"{component.title}, {stage}"] = f"{package}; {who}"
     return found, placement.table() if run else rows
-
-
-def _known(row: dict[str, Any]) -> str:
-    """What was found here before; nothing where nothing was."""
-    usable = [item["name"] for item in row["candidates"] if item["verdict"] in USABLE]
-    if not usable:
-        return ""
-    return f"would run on {row['chosen']}, as tuned here" if row["tuned"] else f"would run on {usable[0]}, as found here before"
 
 
 def _abilities() -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import LibraryError
 from ..golden_outputs.golden import AGAIN, Golden
 from ..golden_outputs.metrics import Comparison
-from ..golden_outputs.thresholds import SHARED, Verdict, judge
+from ..golden_outputs.thresholds import USABLE_SNR, Verdict, judge
 from ..models.stages import Stage
 from .backends.torch_backend import TorchBackend
 from .library import Component
@@ -28,7 +28,6 @@ from .reference.program import Constant, Operation, TensorType
 from .reference.values import Execution
 from .source_trace import INPUT, SourceTrace, SourceValue
 
-BROKEN_DB = next(float(limit.degraded) for limit in SHARED if limit.metric == "snr_db" and isinstance(limit.degraded, float))
 MARGIN_DB = 10.0  # an operation may agree this much better than the outputs that it spoils
 CLEAN_DB = 60.0  # what rounded weights leave of a value, at the least
 EXACT_DB = 90.0  # better is not told apart: float32 computes differently in another order
@@ -103,13 +102,13 @@ def explain_package(path: Path, source: Stage, modules: Mapping[str, str], golde
             f"the {source.name} in PyTorch agrees with its golden outputs to {_worst(in_torch):.1f} dB only, so the package cannot be"
             f" compared with it: convert again, or {AGAIN}"
         )
-    if agreement >= BROKEN_DB:
+    if agreement >= USABLE_SNR:
         declared = golden.compare(ReferenceModel(path).predict(golden.inputs), audio=False)
         if all(judge(comparison, golden.what, precision).verdict is Verdict.GOOD for comparison in declared.values()):
             return None
         if _worst(declared) < agreement - ROUNDING_DB:
             return _rounding(path, modules, golden, _worst(declared))
-    limit = min(max(agreement + MARGIN_DB, BROKEN_DB), CLEAN_DB)
+    limit = min(max(agreement + MARGIN_DB, USABLE_SNR), CLEAN_DB)
     return walk.first_departure({name: item.snr_db for name, item in found.items()}, limit)
 
 
@@ -254,7 +253,7 @@ class _Walk:
 def _changed_source(trace: SourceTrace, outputs: Mapping[str, float], package: float) -> Explanation | None:
     """For a network that does not give the golden outputs, the first of its values that its package, which does, has not got."""
     agreement = min(outputs.values())
-    limit = min(max(agreement + MARGIN_DB, BROKEN_DB), CLEAN_DB)
+    limit = min(max(agreement + MARGIN_DB, USABLE_SNR), CLEAN_DB)
     if package < limit:
         return None
     spoilt = {name: trace.ends[name] for name, found in outputs.items() if found < limit}
@@ -313,7 +312,7 @@ def _rounding(path: Path, modules: Mapping[str, str], golden: Golden, agreement:
     if overflown is not None:
         reason = "is the first operation whose result is not finite in the package's half precision, while it is in float64: it overflows"
         return _rounded(overflown, reason)
-    limit = min(max(agreement + MARGIN_DB, BROKEN_DB), CLEAN_DB)
+    limit = min(max(agreement + MARGIN_DB, USABLE_SNR), CLEAN_DB)
     first = next((item.index for item in differences if item.snr_db < limit), None)
     if first is None:
         return None

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from .backends.base import predict_arrays
 from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
 from .files import output_errors, sha256
-from .goldens import SEED, Speech, golden_folder, make_cases, recorded_speech
+from .goldens import SEED, Speech, golden_folder, make_cases, recorded_speech, require_encoder
 from .library import Component, Library
 from .noise import seeded_noise
 from .pitch import HOP, SAMPLE_RATE, estimate_pitch
@@ -86,7 +87,7 @@ def record(
     Reasons for loosened limits are carried on. Raises UsageError where limits are looser than those of the old recording
     and no `reason` says why, LibraryError as `make_cases` does, OutputError where nothing can be written.
     """
-    changes = _changes(component, reason)
+    changes = threshold_changes(golden_folder(component), reason)
     backend = TorchBackend("cpu")
     stages = {name: backend.stage(component, name) for name in component.manifest.stages}
     fitting = features if features is not None and reads_features(component, features[0]) else None
@@ -117,12 +118,15 @@ def _now(library: Library, component: Component) -> Component:
         return component
 
 
-def _changes(component: Component, reason: str | None) -> list[dict[str, Any]]:
-    """The lines that explain loosened limits: those of the old recording, and new ones with the reason given."""
+def threshold_changes(folder: Path, reason: str | None) -> list[dict[str, Any]]:
+    """The lines that explain loosened limits: those of the recording in a folder, and new ones with the reason given.
+
+    Raises UsageError where they need a reason and there is none.
+    """
     try:
-        old = read_manifest(golden_folder(component))
+        old = read_manifest(folder)
     except LibraryError:
-        return []  # damaged: this recording repairs it
+        return []  # none or a damaged one, which a new recording repairs
     lines = list(old["threshold_changes"])
     looser = loosened(old["thresholds"], lines)
     if looser and not (reason or "").strip():
@@ -228,21 +232,27 @@ def read_features(path: Path) -> tuple[np.ndarray, str]:
     """Features (F, width) at 50 Hz from an .npy file, with their origin. Raises UsageError for anything else."""
     try:
         found = np.load(path, allow_pickle=False)
-        if found.ndim != 2 or found.dtype.kind != "f" or not found.size or not np.isfinite(found).all():
+        if found.ndim != 2 or found.dtype.kind != "f" or not found.size:
             raise ValueError(f"{found.dtype} {found.shape}")
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+        with np.errstate(over="ignore"):
+            found = found.astype(np.float32)
+        if not np.isfinite(found).all():
+            raise ValueError("not all of them are finite")
+    except (OSError, ValueError, EOFError, AttributeError, BadZipFile) as error:
         raise UsageError(f"{path} cannot be used: give finite features (frames, width) at 50 Hz as a float .npy file ({error})") from error
-    return found.astype(np.float32), f"{path.name}, SHA-256 {sha256(path)}"
+    return found, f"{path.name}, SHA-256 {sha256(path)}"
 
 
 def read_speech(path: Path) -> Speech:
-    """The loudest 1.2 s of an audio file. Raises AudioError where it cannot be read or is shorter."""
+    """The loudest 1.2 s of an audio file. Raises AudioError where it cannot be read, is shorter, or is silent."""
     with read_recording(path) as recording:
         samples, wanted = np.array(recording.samples, np.float32), int(SPEECH_SECONDS * SAMPLE_RATE)
     if len(samples) < wanted:
         raise AudioError(f"{path} is too short: {SPEECH_SECONDS} s are recorded")
     energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
     start = int(np.argmax(energy[wanted:] - energy[:-wanted]))
+    if not energy[start + wanted] > energy[start]:
+        raise AudioError(f"{path} is silent: give speech")
     return Speech(samples[start : start + wanted], f"{path.name}, SHA-256 {sha256(path)}", "not stated")
 
 
@@ -289,6 +299,7 @@ def check(library: Library, component: Component) -> list[Drift]:
         for case, golden in cases.items():
             try:
                 if golden.what == PIPELINE:
+                    require_encoder(golden, component, library.content_encoder())
                     actual = replay(golden, _pytorch(library, component))
                 else:
                     actual = predict_arrays(backend.load(component, name), golden.inputs)

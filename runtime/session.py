@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import UsageError
+from ..errors import BackendError
 from .audio import OutputBuffer, read_recording
 from .backends import choose_backend, default_backend_name, torch_backend
 from .batch import Converted, fingerprint
@@ -22,6 +22,7 @@ from .files import sha256
 from .library import Library
 from .options import ConversionOptions
 from .pitch import PitchTrack, read_f0_file, resolve_method
+from .placement.candidates import check_units
 from .placement.placement import Notify
 from .profiling import NULL_PROFILE, Measures, Profile
 from .worker.client import shared_worker
@@ -63,12 +64,12 @@ class Session:
         self.device = {"coreml": "coreml", "reference": "cpu"}.get(name) or device or torch_backend.best_device()
         self.config = OptimizationConfig.load(self.device, config_file, **settings)
         self.backend = choose_backend(name, self.config, device)
-        if name == "coreml":
-            shared_worker().start()  # gets ready while the rest is read
         self._strict = strict
         self._compute_units = dict(compute_units or {})
-        if self._compute_units and name != "coreml":
-            raise UsageError(f"compute units belong to Core ML, and the stages run on {name} here: leave --compute-units out")
+        check_units(self._compute_units, self.backend)
+        if name == "coreml":
+            with suppress(BackendError):  # said where a stage is loaded
+                shared_worker().start()  # gets ready while the rest is read
         self._profile = Profile(self.device) if self.config.profiling else None
         self._notify = notify
 

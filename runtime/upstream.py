@@ -93,6 +93,12 @@ def upstream_pipeline(library: Library, voice: Component) -> dict[str, Golden]:
     return {"upstream": Golden("upstream", PIPELINE, inputs, {"audio": audio}, {"audio": layout}, facts)}
 
 
+def require_recordings() -> None:
+    """Raises LibraryError where upstream's recordings are not installed, as with a wheel."""
+    if not FOLDER.is_dir():
+        raise LibraryError("upstream's recordings come with the source checkout and are not installed here")
+
+
 def recording(name: str) -> Arrays:
     """The arrays of one of upstream's recordings. Raises LibraryError where it is not installed."""
     path = FOLDER / f"{name}.npz"

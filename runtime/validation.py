@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import LibraryError, RvcCoremlError, UsageError
-from ..golden_outputs.golden import AUDIO, PIPELINE, Golden, GoldenSet, read_manifest
+from ..golden_outputs.golden import AGAIN, AUDIO, PIPELINE, Golden, GoldenSet, read_manifest
 from ..golden_outputs.reports import Check, Report
 from ..golden_outputs.reports.evidence import evidence_of
 from ..golden_outputs.thresholds import Judgement, Verdict, judge, widened
@@ -26,7 +26,7 @@ from .backends.torch_backend import HALF_STAGES, TorchBackend
 from .goldens import GATE, golden_folder, padded, pipeline_goldens, stage_goldens
 from .library import CONTENT_ENCODER, PITCH, Component, Library
 from .recording import tool_versions
-from .upstream import upstream_goldens, upstream_outputs, upstream_pipeline
+from .upstream import require_recordings, upstream_goldens, upstream_outputs, upstream_pipeline
 
 RECORDED, FLOAT64, UPSTREAM = AGAINST = ("recorded", "float64", "upstream")
 STAGES = (CONTENT_ENCODER, PITCH, *VOICE_STAGES, PIPELINE)
@@ -69,8 +69,10 @@ def validate_library(
     upstream, holds nothing that upstream's recordings are of.
     """
     start = time.perf_counter()
+    if against == UPSTREAM:
+        require_recordings()
     run = _Run(library, backend, against, strict, explain, evidence)
-    work = _selected(library, stages, voices)
+    work = _selected(library, stages, voices, against)
     checks: list[Check] = []
     total = max(1, sum(len(names) for _component, names in work))
     done = 0
@@ -103,7 +105,9 @@ def validate_library(
     )
 
 
-def _selected(library: Library, stages: Collection[str] | None, voices: Collection[str] | None) -> list[tuple[Component, list[str]]]:
+def _selected(
+    library: Library, stages: Collection[str] | None, voices: Collection[str] | None, against: str
+) -> list[tuple[Component, list[str]]]:
     """Components with the stages of each that were asked for, a voice's pipeline after its stages."""
     unknown = sorted(set(voices or ()) - set(library.voice_names()))
     if unknown:
@@ -119,6 +123,8 @@ def _selected(library: Library, stages: Collection[str] | None, voices: Collecti
         chosen = [name for name in names if name in wanted]
         if chosen:
             work.append((component, chosen))
+    if against == FLOAT64 and wanted == {PIPELINE}:
+        raise UsageError("the pipeline has host steps in float32, so it cannot be held against float64: name a stage")
     if not work:
         raise UsageError(f"{library.path} has none of the stages asked for ({', '.join(sorted(wanted))})")
     return work
@@ -168,7 +174,7 @@ class _Run:
         checks = self._package(name, goldens)
         if self.against == RECORDED and GATE in goldens and not self._in_torch():
             checks += self._today(name, goldens[GATE])
-        return checks
+        return self._explained(name, goldens, checks) if self.explain else checks
 
     def _in_torch(self) -> bool:
         """Whether the backend is itself what the goldens were recorded with."""
@@ -197,18 +203,10 @@ class _Run:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a backend raises is its stage's verdict
             return [self._problem(name, next(iter(goldens)), _reason(error), time.perf_counter() - begin)]
-        checks, failed = [], None
         try:
-            for case, golden in goldens.items():
-                found = self._cases(name, case, golden, runner)
-                checks += found
-                if failed is None and not all(self._accepts(check) for check in found):
-                    failed = golden
+            return [check for case, golden in goldens.items() for check in self._cases(name, case, golden, runner)]
         finally:
             _release(runner)
-        if self.explain and failed is not None and not isinstance(self.backend, TorchBackend):
-            return self._explained(name, failed, checks)
-        return checks
 
     def _cases(self, name: str, case: str, golden: Golden, runner: StageRunner) -> list[Check]:
         begin = time.perf_counter()
@@ -248,6 +246,8 @@ class _Run:
                 goldens = pipeline_goldens(self.component, self._content())
         except RvcCoremlError as error:
             return [self._problem(PIPELINE, "speech", str(error), time.perf_counter() - begin)]
+        if not goldens and self.against == RECORDED:
+            self.notes.append(f"{self.component.title}: no pipeline was recorded, for want of its content encoder; {AGAIN}")
         checks = []
         for case, golden in goldens.items():
             begin = time.perf_counter()
@@ -319,8 +319,7 @@ class _Run:
         layout = found.golden.layouts[output]
         wanted, got = (layout.crop(np.asarray(side[output])) for side in (found.golden.outputs, found.outputs))
         rate = found.golden.facts.get("rate") if output == AUDIO else None
-        steady = bool(found.golden.facts.get("still")) or (rate is None and layout.valid == 1)
-        return evidence_of(wanted, got, layout.time_axis, layout.samples, rate, steady)
+        return evidence_of(wanted, got, layout.time_axis, layout.samples, rate, found.golden.steady(output))
 
     def _problem(self, name: str, case: str, problem: str, seconds: float) -> Check:
         precision = self._precision(name)
@@ -329,11 +328,18 @@ class _Run:
     def _accepts(self, check: Check) -> bool:
         return check.verdict is Verdict.GOOD or (check.verdict is Verdict.DEGRADED and not self.strict)
 
-    def _explained(self, name: str, golden: Golden, checks: list[Check]) -> list[Check]:
-        """The first operation that departs, on every check of the stage that fails."""
+    def _explained(self, name: str, goldens: Mapping[str, Golden], checks: list[Check]) -> list[Check]:
+        """The first operation that departs in the first case that fails, on every check of the stage that fails.
+
+        What the reference executor or PyTorch could not run at all, they cannot explain either.
+        """
         from .explain import explain
 
-        where = f"{self.component.title}, {name}"
+        failed = (check for check in checks if not self._accepts(check) and (check.comparison is not None or check.ran == "coreml"))
+        first = next(failed, None)
+        if first is None:
+            return checks
+        where, golden = f"{self.component.title}, {name}", goldens[first.case]
         if set(golden.outputs) != set(self.component.manifest.stages[name].outputs):
             self.notes.append(f"{where}: upstream recorded another output than the package gives, so it cannot be explained from that")
             return checks
@@ -351,7 +357,7 @@ class _Run:
     def _unexplained(self) -> str:
         """What it means that the reference executor and the source network agree."""
         if self.backend.name == "reference":
-            return "its package computes what its weights do, so the recorded numbers are of other weights"
+            return "its package computes what its weights do, and no operation departs from the source network"
         return f"the reference executor computes this package right, so the fault lies in how {self._ran()} runs it"
 
 

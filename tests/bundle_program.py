@@ -110,6 +110,10 @@ class Program:
                 value = value.reshape([value.shape[axes.index(axis)] if axis in axes else 1 for axis in range(len(shape))])
                 value = np.pad(value, [(0, want - have) for want, have in zip(shape, value.shape, strict=True)])
             inputs[tensor["name"]] = np.ascontiguousarray(value.reshape(shape), np.float32)
+        return self.execute(stage, inputs)
+
+    def execute(self, stage: str, inputs: Arrays) -> Arrays:
+        entry = self.contract["stages"][stage]
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "in.npz", Path(folder) / "out.npz"
             np.savez(source, **inputs)
@@ -341,14 +345,14 @@ class Program:
         return out
 
     def content(self, norm: Arrays, samples: int) -> np.ndarray:
-        k, version = self.k, self.contract["voice"]["version"]
+        k = self.k
         total = (samples - k["content_reach"]) // k["content_hop"] + 1
 
         def compute(w: dict) -> np.ndarray:
             length = (w["valid"] - 1) * k["content_hop"] + k["content_reach"]
             piece = norm["normalised"][w["start"] * k["content_hop"] :][:length]
             given = {"waveform": piece, "norm_scale": norm["norm_scale"], "norm_shift": norm["norm_shift"]}
-            return self.package("content_encoder", given, w["valid"])[f"features_{version}"][0]
+            return self.package("content_encoder", given, w["valid"])[k["content_output"]][0]
 
         return self.blended("content_encoder", total, compute)
 
@@ -458,6 +462,15 @@ class Program:
         for name, found in zip(("loudness_in", "loudness_out", "mixed"), self.loudness(vector("filtered"), vector("audio")), strict=True):
             self.check(name, found)
         self.check("output", self.limit(vector("mixed")))
+
+    def check_packages(self) -> None:
+        """Each package on the vectors of each of its windows."""
+        for stage, windows in self.contract["example"]["windows"].items():
+            entry = self.contract["stages"][stage]
+            for number in range(len(windows)):
+                inputs = {tensor["name"]: self.vector(f"{stage}/{number}/in/{tensor['name']}") for tensor in entry["inputs"]}
+                for name, found in self.execute(stage, inputs).items():
+                    self.check(f"{stage}/{number}/out/{name}", found)
 
     def stretch(self, frames: int, kept: int) -> tuple[int, int]:
         """The frames that the decoder is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
 from rvc_coreml.runtime.backends import torch_backend
+from rvc_coreml.runtime.downloads import CACHE_VARIABLE
 from support.checkpoints import SMALL_HUBERT, small_config, write_small_hubert, write_voice
 
 # Small networks on shared cores spend hundreds of times their work waiting for a second thread.
@@ -39,6 +41,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch runs on the CPU in every test, whatever the machine has."""
     monkeypatch.setattr(torch_backend, "best_device", lambda: "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """On a Mac, what tests compile and decide stays out of the user's cache, and what the user's holds out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

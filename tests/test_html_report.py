@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def report() -> Report:
     broken = audio_check(10.0, case="loud", seconds=0.3)
     checks = [feature_check(60.0), feature_check(38.0, case="short", frames=1), audio_check(60.0, seconds=0.4), broken, problem_check()]
     found = report_of(*checks)
-    return Report(**{**vars(found), "checks": (*checks[:3], type(broken)(**{**vars(broken), "explanation": explained}), checks[4])})
+    return replace(found, checks=(*checks[:3], replace(broken, explanation=explained), checks[4]))
 
 
 def opened(browser: str, folder: Path, text: str, width: int) -> dict[str, Any]:

@@ -12,24 +12,21 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rvc_coreml.golden_outputs
-from rvc_coreml.errors import LibraryError
-from rvc_coreml.golden_outputs.golden import MANIFEST, Golden, GoldenSet, read_manifest
+from rvc_coreml.golden_outputs.golden import MANIFEST, Golden, GoldenSet
 from rvc_coreml.golden_outputs.seeded_weights import seeded_tensor
-from rvc_coreml.golden_outputs.thresholds import loosened, widened
 from rvc_coreml.models import Hubert, HubertConfig, Synthesizer, VoiceConfig
 from rvc_coreml.models.rmvpe import Rmvpe, RmvpeConfig
 from rvc_coreml.models.stages import VOICE_STAGES, Stage, content_encoder_stage, pitch_stage, voice_stage
 from rvc_coreml.runtime.files import sha256, write_json
 from rvc_coreml.runtime.goldens import make_cases
-from rvc_coreml.runtime.recording import tool_versions
+from rvc_coreml.runtime.recording import threshold_changes, tool_versions
 from torch import nn
 
 FOLDER = Path(rvc_coreml.golden_outputs.__path__[0])
@@ -97,16 +94,8 @@ def differences(folder: Path = RECORDED, only: Collection[str] | None = None) ->
 
 
 def record(reason: str | None = None, folder: Path = RECORDED) -> None:
-    """Write the recordings; an older folder is replaced. Raises LibraryError where loosened limits lack a reason."""
-    changes: list[Mapping[str, Any]] = []
-    if (folder / MANIFEST).is_file():
-        old = read_manifest(folder)
-        changes = list(old["threshold_changes"])
-        looser = loosened(old["thresholds"], old["threshold_changes"])
-        if looser and not reason:
-            raise LibraryError(f"{widened(old['thresholds'], old['threshold_changes'])[0]}: give one with --reason")
-        today = datetime.now(timezone.utc).date().isoformat()
-        changes += [{"threshold": name, "from": was, "to": now, "why": reason, "date": today} for name, was, now in looser]
+    """Write the recordings; an older folder is replaced. Raises UsageError where loosened limits lack a reason."""
+    changes = threshold_changes(folder, reason)
     fresh, aside = folder.with_name(".recorded-new"), folder.with_name(".recorded-old")
     for left in (fresh, aside):
         shutil.rmtree(left, ignore_errors=True)

@@ -105,13 +105,6 @@ def _grouped(reduce: np.ufunc, values: NDArray[np.float64], count: int, axis: in
     return reduce.reduceat(values, np.arange(count) * values.shape[axis] // count, axis=axis)
 
 
-def _size(value: Any) -> int:
-    """About the bytes of a value as JSON."""
-    if isinstance(value, str):
-        return len(value)
-    return 8 * len(value) if isinstance(value, list) else 24
-
-
 def _bytes(values: NDArray[np.float64], low: float, high: float) -> str:
     scaled = (values - low) / (high - low if high > low else 1.0)
     return base64.b64encode(np.clip(np.round(scaled * 255), 0, 255).astype(np.uint8).tobytes()).decode()

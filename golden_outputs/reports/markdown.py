@@ -50,7 +50,7 @@ def _row(check: Check) -> list[str]:
 def _explained(check: Check) -> str:
     explanation = check.explanation or {}
     module = f", module `{_code(explanation['module'])}`" if explanation.get("module") else ""
-    operation = f"`{_code(explanation.get('operation', ''))}` ({_code(explanation.get('operation_type', ''))})"
+    operation = f"`{_code(explanation.get('operation', ''))}` ({_text(str(explanation.get('operation_type', '')))})"
     return f"first departs at {operation}{module}: {_text(str(explanation.get('text', '')))}"
 
 

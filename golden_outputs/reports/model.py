@@ -10,13 +10,11 @@ from typing import Any
 
 from ...errors import printable
 from ..metrics import Comparison
-from ..thresholds import Judgement, Verdict
+from ..thresholds import SEVERITY, Judgement, Verdict
 from .evidence import Evidence
 
 SCHEMA = "rvc-coreml validation report"
 SCHEMA_VERSION = 1
-PIPELINE = "pipeline"
-_ORDER = (Verdict.GOOD, Verdict.DEGRADED, Verdict.BROKEN)
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Report:
     @property
     def title(self) -> str:
         """The library's folder: what a report shows to others, who need not know where it lay."""
-        return PurePath(self.library).name or "library"
+        return printable(PurePath(self.library).name) or "library"
 
     @property
     def verdict(self) -> Verdict:
@@ -148,7 +146,7 @@ class Report:
     @property
     def summary(self) -> str:
         """One sentence without its full stop: the counts."""
-        counts = ", ".join(f"{self.count(verdict)} {verdict.value}" for verdict in _ORDER if self.count(verdict) or verdict is Verdict.GOOD)
+        counts = ", ".join(f"{self.count(each)} {each.value}" for each in Verdict if self.count(each) or each is Verdict.GOOD)
         return f"{len(self.checks)} checks on {self.backend} against {self.against}: {counts}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -163,7 +161,7 @@ class Report:
             "strict": self.strict,
             "verdict": self.verdict.value,
             "passed": self.passed,
-            "counts": {verdict.value: self.count(verdict) for verdict in _ORDER},
+            "counts": {verdict.value: self.count(verdict) for verdict in Verdict},
             "widened": list(self.widened),
             "notes": list(self.notes),
             "tools": dict(self.tools),
@@ -175,7 +173,7 @@ class Report:
 
 def worst(verdicts: Any) -> Verdict:
     """The worst of some verdicts; good where there are none."""
-    return max(verdicts, key=_ORDER.index, default=Verdict.GOOD)
+    return max(verdicts, key=SEVERITY.__getitem__, default=Verdict.GOOD)
 
 
 def groups(checks: Sequence[Check]) -> dict[tuple[str, str], list[Check]]:

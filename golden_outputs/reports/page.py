@@ -13,14 +13,14 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from ..thresholds import LIMITS, Verdict
-from .model import PIPELINE, Check, Report, figures, groups, worst
+from ..golden import PIPELINE
+from ..thresholds import LIMITS, SEVERITY, Verdict
+from .model import Check, Report, figures, groups, worst
 
 MAX_PAGE_BYTES = 24 << 20  # evidence beyond it is left out, that of good checks first
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src blob: data:"
 TITLES = {Verdict.GOOD: "Every output is good", Verdict.DEGRADED: "Degraded", Verdict.BROKEN: "Broken"}
 SIGNS = {Verdict.GOOD: "✓", Verdict.DEGRADED: "!", Verdict.BROKEN: "✕"}
-_SEVERITY = (Verdict.BROKEN, Verdict.DEGRADED, Verdict.GOOD)
 _CHART_WIDTH, _CHART_LEFT, _CHART_RIGHT, _ROW, _TOP = 880, 262, 18, 30, 8
 _METRICS = {  # what the page calls a metric, and how it is written
     "snr_db": ("SNR", "{:.1f} dB"),
@@ -75,7 +75,7 @@ def render_html(report: Report) -> str:
 def _within_budget(report: Report) -> set[int]:
     """Checks whose evidence the page holds: the worst first, audio before features, until MAX_PAGE_BYTES are spent."""
     having = [index for index, check in enumerate(report.checks) if check.evidence is not None]
-    having.sort(key=lambda index: (_SEVERITY.index(report.checks[index].verdict), not _has_audio(report.checks[index]), index))
+    having.sort(key=lambda index: (-SEVERITY[report.checks[index].verdict], not _has_audio(report.checks[index]), index))
     shown, spent = set(), 0
     for index in having:
         evidence = report.checks[index].evidence
@@ -95,7 +95,7 @@ def _featured(report: Report, shown: set[int]) -> int | None:
     def rank(index: int) -> tuple[int, bool, float]:
         check = report.checks[index]
         assert check.evidence is not None  # noqa: S101 - `shown` holds no others
-        return _SEVERITY.index(check.verdict), check.stage != PIPELINE, -check.evidence.values["seconds"]
+        return -SEVERITY[check.verdict], check.stage != PIPELINE, -check.evidence.values["seconds"]
 
     return min((index for index in shown if _has_audio(report.checks[index])), key=rank, default=None)
 
@@ -143,7 +143,7 @@ def _header(report: Report) -> Iterator[str]:
     yield f'<h1><span class="sign" aria-hidden="true">{SIGNS[verdict]}</span>{escape(TITLES[verdict])}</h1>'
     yield f'<p class="library">{escape(report.title)}</p>'
     yield f'<p class="counts" aria-label="{escape(report.summary)}">'
-    for each in (Verdict.GOOD, Verdict.DEGRADED, Verdict.BROKEN):
+    for each in Verdict:
         yield f'<span class="count {each.value}{"" if report.count(each) else " none"}"><b>{report.count(each)}</b> {each.value}</span>'
     yield "</p>"
     yield "<dl>" + "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items()) + "</dl>"

@@ -48,7 +48,7 @@ def high_pass(samples: NDArray[np.floating], device: torch.device | str | None =
             pass
     if not len(samples):
         return np.zeros(0, np.float32)
-    b, a = _coefficients()
+    b, a = coefficients()
     padding = min(PADDING, len(samples) - 1)
     return signal.filtfilt(b, a, np.asarray(samples, np.float64), padlen=padding).astype(np.float32)
 
@@ -78,14 +78,15 @@ def _from_rest(values: Tensor) -> Tensor:
 
 
 @cache
-def _coefficients() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    coefficients: Any = signal.butter(HIGH_PASS_ORDER, HIGH_PASS_HZ, btype="high", fs=SAMPLE_RATE)
-    return coefficients
+def coefficients() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """b and a of the filter, from the constant term on."""
+    designed: Any = signal.butter(HIGH_PASS_ORDER, HIGH_PASS_HZ, btype="high", fs=SAMPLE_RATE)
+    return designed
 
 
 @cache
 def _impulse_response() -> NDArray[np.float64]:
-    b, a = _coefficients()
+    b, a = coefficients()
     impulse = np.zeros(TAPS)
     impulse[0] = 1
     return np.asarray(signal.lfilter(b, a, impulse))

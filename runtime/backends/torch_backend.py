@@ -87,6 +87,10 @@ class TorchBackend:
             self._networks[component.weights] = _load(component).to(self.device)
         return self._networks[component.weights]
 
+    def release(self) -> None:
+        """Forget the networks that were loaded; stages that were made of them keep theirs."""
+        self._networks.clear()
+
 
 def _load(component: Component) -> nn.Module:
     if component.manifest.kind == CONTENT_ENCODER:

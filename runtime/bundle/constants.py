@@ -35,7 +35,7 @@ def constants(capture: Capture) -> Constants:
     """Name -> value and meaning, in the order of the steps."""
     synthesizer, options = capture.converter.synthesizer, capture.options
     content, voice = synthesizer.content_host.config, synthesizer.voice_host
-    b, a = filters._coefficients()  # noqa: SLF001 - scipy's design, and this bundle's only need of it
+    b, a = filters.coefficients()
     found: Constants = {
         "input_rate": (SAMPLE_RATE, "Hz of everything before synthesis"),
         "hop": (HOP, "samples of a 10 ms frame at the input rate"),
@@ -56,6 +56,7 @@ def constants(capture: Capture) -> Constants:
         "content_hop": (content.stride, "samples of a 20 ms frame of the content encoder"),
         "content_reach": (content.samples(1), "samples that one such frame needs"),
         "content_eps": (content.eps, "added to the variance of the first layer's GroupNorm"),
+        "content_output": (f"features_{synthesizer.version}", "output of the content encoder that the voice was trained with"),
         "max_gain": (MAX_WAVEFORM_GAIN, "most that a quiet clip is raised"),
         "fade_share": (FADE_SHARE, "of the overlap on one side, over which windows fade into each other"),
         "voice_rate": (voice.config.sr, "Hz of the voice"),

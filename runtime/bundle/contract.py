@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -95,7 +96,7 @@ def _stage(component: Component, name: str, folder: BundleFolder, capture: Captu
         "compute_units": measured or entry.compute_units,
         "compute_units_from": "the machine that made the bundle: correct on it, measured"
         if measured
-        else "the library: not measured on a Mac",
+        else "the library: none is known to be correct on the machine that made the bundle",
         "window": entry.window,
         "context": entry.context,
         "frame_seconds": FRAME_SECONDS.get(name, 0.01),
@@ -159,7 +160,7 @@ def _example(capture: Capture) -> dict[str, Any]:
 
 def _flags(capture: Capture) -> str:
     chosen = capture.options
-    flags = f"-m LIB --voice {capture.converter.voice.manifest.name} --speaker {chosen.speaker} --seed {chosen.seed}"
+    flags = f"-m LIB --voice {shlex.quote(capture.converter.voice.manifest.name)} --speaker {chosen.speaker} --seed {chosen.seed}"
     if capture.method is not None:
         flags += f" --pitch {chosen.pitch:g} --f0-method {capture.method}"
     return flags

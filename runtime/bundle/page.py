@@ -77,7 +77,7 @@ def _begin(contract: Contract) -> str:
         "<p>To compare: SNR = 10 · log₁₀(Σ(r - mean r)² / Σ(a - r)²). A host step in float32 should reach"
         " 80 dB and more (what"
         " follows a division or a logarithm of small numbers somewhat less), a half-precision package 45 dB against its own window"
-        " vectors, the whole chain 35 dB.</p>"
+        " vectors, the whole chain 35 dB (somewhat less where half precision moves a frame of the pitch over its voicing threshold).</p>"
         "<p class='note'>Core ML can compute wrong numbers without an error: a half-precision decoder is known to come out four"
         " times too loud on some"
         " compute units. Run each package on its window vectors once after installation and after each system update, and take"
@@ -154,10 +154,11 @@ def _look(entry: Mapping[str, Any], folder: Path, name: str) -> str:
 def _swift(contract: Contract) -> str:
     units = {stage["compute_units"] for stage in contract["stages"].values()}
     chosen = ", ".join(f"{name} is .{SWIFT_UNITS[name]}" for name in sorted(units) if name in SWIFT_UNITS)
+    loading = LOADING.replace("UNITS", SWIFT_UNITS.get(contract["stages"]["flow"]["compute_units"], "all"))
     return (
         "<h2 id='swift'>Swift</h2><p>Loading a package and giving it a vector. Not yet run on a Mac: take it as a sketch. Of the"
         " contract's compute"
-        f" units, {chosen}. Inputs and outputs are float32 whatever the package computes in.</p><pre>{escape(LOADING)}</pre>"
+        f" units, {chosen}. Inputs and outputs are float32 whatever the package computes in.</p><pre>{escape(loading)}</pre>"
         f"<p>Comparing with a golden vector:</p><pre>{escape(CHECKING)}</pre>"
     )
 

@@ -154,7 +154,9 @@ SEGMENTS = Step(
     "Segments of a long clip",
     "Up to {longest} samples a clip is one segment. A longer one is cut near every {center} samples, where 160 samples are quietest."
     " Every segment keeps the pads of the whole clip or the audio of its neighbours around it, and is converted by itself; its audio,"
-    " without {pad_frames} frames at either end, follows that of the segment before. The contract's `segments` gives those of a long"
+    " without {pad_frames} frames at either end, follows that of the segment before; a last one with no more frames than these gives"
+    " nothing. High-pass, pads, pitch, loudness and output are done once for the whole clip, everything from contour to decoder"
+    " for each segment. The contract's `segments` gives those of a long"
     " example: the vector `filtered`, once for each of its gains and multiplied by it.",
     (
         "s(t) = Σ_{k=-80..79} |x[t + k]|, reflected beyond the clip's ends (x[-k] = x[k], x[N-1+k] = x[N-1-k])",
@@ -244,7 +246,8 @@ CONTENT = Step(
     "Content encoder",
     "Windows over the F frames of 20 ms, blended. A window of v frames takes the normalised waveform from sample {content_hop} ·"
     " start on,"
-    " (v - 1) · {content_hop} + {content_reach} of them, and zeros behind. norm_scale and norm_shift are the same for all windows.",
+    " (v - 1) · {content_hop} + {content_reach} of them, and zeros behind. norm_scale and norm_shift are the same for all windows."
+    " This voice takes the output {content_output}; another is not for it.",
     ("F = ⌊(n - {content_reach}) / {content_hop}⌋ + 1",),
     given=("normalised", "norm_scale", "norm_shift"),
     gives=("features",),

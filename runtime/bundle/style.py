@@ -58,5 +58,6 @@ summary { cursor: pointer; color: var(--soft); font-size: .88rem; }
 .hash { color: var(--soft); font-size: .78rem; overflow-wrap: anywhere; }
 @media (max-width: 60rem) { .layout { display: block; } nav { position: static; max-height: none; columns: 2;
   padding: 1.5rem 1.5rem 0; }
-  main { padding-top: 1rem; } }
+  main { padding-top: 1rem; }
+  td:nth-child(4), td:nth-child(3):last-child { min-width: 11rem; } }
 """

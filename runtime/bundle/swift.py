@@ -5,10 +5,14 @@ SWIFT_UNITS = {"ALL": "all", "CPU_AND_NE": "cpuAndNeuralEngine", "CPU_AND_GPU": 
 LOADING = """\
 import CoreML
 
-// Compile once and keep the .mlmodelc: the first load for the Neural Engine can take minutes.
-let compiled = try await MLModel.compileModel(at: folder.appendingPathComponent("packages/flow.mlpackage"))
+// Once: Core ML compiles into a temporary folder. Keep the result at one path, where Core ML finds again what it has
+// made of it for the device: the first load for the Neural Engine can take minutes.
+let compiled = applicationSupport.appendingPathComponent("flow.mlmodelc")
+let made = try await MLModel.compileModel(at: folder.appendingPathComponent("packages/flow.mlpackage"))
+try FileManager.default.moveItem(at: made, to: compiled)
+
 let configuration = MLModelConfiguration()
-configuration.computeUnits = .cpuAndGPU                       // contract.json: stages.flow.compute_units
+configuration.computeUnits = .UNITS                           // contract.json: stages.flow.compute_units
 let model = try MLModel(contentsOf: compiled, configuration: configuration)
 
 func array(_ file: String, _ shape: [Int]) throws -> MLMultiArray {

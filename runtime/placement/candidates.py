@@ -67,6 +67,12 @@ def parse_units(values: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
+def check_units(chosen: Mapping[str, str], backend: Backend) -> None:
+    """Raises UsageError where units are chosen for another backend than Core ML."""
+    if chosen and not isinstance(backend, CoreMLBackend):
+        raise UsageError(f"compute units belong to Core ML, and the stages run on {backend.name} here: leave --compute-units out")
+
+
 def units_for(stage: str, chosen: Mapping[str, str]) -> str | None:
     """What was chosen for a stage by its name, else for all."""
     return chosen.get(stage, chosen.get(EVERY_STAGE))

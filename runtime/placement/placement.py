@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
 from ... import __version__
-from ...errors import RvcCoremlError, UsageError
+from ...errors import RvcCoremlError
 from ..backends.base import Backend
 from ..backends.coreml_backend import CoreMLBackend, coreml_available
 from ..backends.torch_backend import TorchBackend
@@ -17,12 +17,12 @@ from ..config import OptimizationConfig
 from ..library import Component
 from ..worker.client import shared_worker
 from ..worker.system import system_facts
-from .candidates import Candidate, candidates_of, units_for
+from .candidates import Candidate, candidates_of, check_units, units_for
 from .decisions import Decisions, Key, Record
 from .program import program_key
 from .record import is_usable, known_entry, own_entry, serving_order, with_entry
 from .stage import PlacedStage
-from .trial import LEAST_PREDICTION_SECONDS, Trial
+from .trial import LEAST_PREDICTION_SECONDS, UNSTARTED, Trial
 
 # Of what is left of a start's time, for one candidate. The Neural Engine's compiler takes its time or ten times that;
 # without it packages load in about a second (a HiFi-GAN: 32 to 67 s against 1.3 s, measured by coreml-audio-research).
@@ -80,8 +80,8 @@ class Placement:
         self.stages: dict[tuple[str, str], PlacedStage] = {}
         self.budget = Budget(self.config.first_sound_seconds)
         self.slow_on = ""  # the stage for which the Neural Engine was slow: the others leave it alone until they are tuned
-        if self.chosen and not self.uses_core_ml:
-            raise UsageError(f"compute units belong to Core ML, and the stages run on {backend.name} here: leave --compute-units out")
+        self.unstarted = ""  # why Core ML's process does not start: it is not asked again
+        check_units(self.chosen, backend)
         self._decisions = decisions or Decisions(notify=notify)
         self._records: dict[str, Record] = {}
         self._keys: dict[tuple[str, str], Key | None] = {}
@@ -153,6 +153,12 @@ class Placement:
             "candidates": rows,
         }
 
+    def expected(self, component: Component, stage: str) -> Candidate | None:
+        """What a start would choose by what is known; None where nothing usable is."""
+        record, package = self.record(component, stage), self.package(component)
+        queue = self.queue(component, stage)
+        return next((item for item in queue if is_usable(known_entry(record, package, item.name))), None)
+
     # What follows is for the stages.
 
     def queue(self, component: Component, stage: str) -> list[Candidate]:
@@ -167,6 +173,11 @@ class Placement:
     def patient(self, stage: str, candidate: Candidate) -> bool:
         """Whether a candidate is tried whatever is known of it, for as long as it takes."""
         return self.strict or (candidate.is_core_ml and candidate.units == units_for(stage, self.chosen))
+
+    def standing_by(self) -> AbstractContextManager[None]:
+        """For a trial that may well end Core ML's process: another one waits meanwhile."""
+        backend = self.backend
+        return (backend.worker or shared_worker()).standing_by() if isinstance(backend, CoreMLBackend) else nullcontext()
 
     def renew_budget(self) -> None:
         """A stage that goes bad in use has a start's time to find another place."""
@@ -200,7 +211,10 @@ class Placement:
         return self._records[key.digest]
 
     def remember(self, component: Component, stage: str, candidate: Candidate, trial: Trial, anew: bool = False) -> None:
-        """Add what a trial found; `anew` also where it was known to be usable."""
+        """Add what a trial found; `anew` also where it was known to be usable. That no process starts holds for this command only."""
+        if trial.verdict == UNSTARTED:
+            self.unstarted = trial.reason
+            return
         key = self.key(component, stage)
         if key is None:
             return
@@ -232,9 +246,5 @@ def chosen_units(component: Component, stage: str) -> str | None:
     """The compute units that this machine found for a stage; None where it has found none, or PyTorch."""
     if not coreml_available():
         return None
-    placement = Placement(CoreMLBackend(), lambda _line: None)
-    record, package = placement.record(component, stage), placement.package(component)
-    for candidate in placement.queue(component, stage):
-        if is_usable(known_entry(record, package, candidate.name)):
-            return candidate.units
-    return None
+    found = Placement(CoreMLBackend(), lambda _line: None).expected(component, stage)
+    return None if found is None else found.units

@@ -20,6 +20,7 @@ from .decisions import Record
 
 USABLE = ("good", "degraded")
 MAX_PACKAGES = 64  # the latest
+NUMBERS = ("snr_db", "level", "load_seconds", "first_load_seconds", "prediction_seconds")  # of an entry, or null
 WHEN = "%Y-%m-%d %H:%M"  # of an entry, local time: it is shown as it is
 Entry = dict[str, Any]
 
@@ -79,7 +80,7 @@ def serving_order(record: Mapping[str, Any], order: Sequence[str]) -> list[str]:
 
 def _seconds(entry: Entry | None) -> float:
     seconds = None if entry is None else entry.get("prediction_seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) else float("inf")
+    return float("inf") if seconds is None else float(seconds)
 
 
 def _part(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -93,4 +94,5 @@ def _entry(values: Mapping[str, Any], name: str) -> Entry | None:
 
 
 def _well_formed(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("verdict"), str) and isinstance(entry.get("reason", ""), str)
+    texts = isinstance(entry, dict) and isinstance(entry.get("verdict"), str) and isinstance(entry.get("reason", ""), str)
+    return texts and all(isinstance(entry.get(name), (int, float, type(None))) for name in NUMBERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from ..goldens import GATE, stage_goldens
 from ..library import Component
 from .candidates import NEURAL_ENGINE, Candidate
 from .record import age, is_usable, known_entry, own_entry
-from .trial import BROKEN, FAILED, LEAST_PREDICTION_SECONDS, SLOW, Trial, attempt, limit_predictions, reason_of, unload, wrong
+from .trial import BROKEN, LEAST_PREDICTION_SECONDS, SLOW, Trial, attempt, limit_predictions, reason_of, unload, verdict_of, wrong
 from .watch import LevelWatch, finite, valid_frames
 
 if TYPE_CHECKING:
@@ -65,20 +66,21 @@ class PlacedStage:
     @property
     def due(self) -> bool:
         """Whether so much was predicted that the golden should be run again."""
-        return self._moved or self._since >= self._owner.config.watch_every
+        return self._moved or (self._candidate.is_core_ml and self._since >= self._owner.config.watch_every)
 
     def predict(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> Tensors:
         """One window. A failure or a wrong value moves the stage on and the window is run again."""
         while self._queue:
+            verdict = BROKEN
             try:
                 outputs = self._runner.predict(inputs, wanted)
                 reason = self._complaint(inputs, outputs)
             except Exception as error:  # noqa: BLE001 - any failure of a backend is answered by the next one
-                outputs, reason = {}, reason_of(error)
+                outputs, verdict, reason = {}, verdict_of(error), reason_of(error)
             if reason is None:
                 self._since += 1
                 return outputs
-            self._move_on(reason, FAILED if not outputs else BROKEN)
+            self._move_on(reason, verdict)
         return self._runner.predict(inputs, wanted)
 
     def verify(self) -> bool:
@@ -175,11 +177,15 @@ class PlacedStage:
             return attempt(candidate, self.component, self.stage, [golden])
         if owner.patient(self.stage, candidate):
             return attempt(candidate, self.component, self.stage, [golden], owner.config.load_limit)
+        record, package = owner.record(self.component, self.stage), owner.package(self.component)
+        own, known = own_entry(record, package, candidate.name), known_entry(record, package, candidate.name)
         limit = owner.budget.share(candidate.units in NEURAL_ENGINE)
-        before = own_entry(owner.record(self.component, self.stage), owner.package(self.component), candidate.name)
-        if before is not None and is_usable(before):
-            limit = min(owner.config.load_limit, max(limit, KNOWN_FACTOR * float(before.get("load_seconds") or 0)))
-        with owner.budget.spending():
+        if own is not None and is_usable(own):
+            limit = min(owner.config.load_limit, max(limit, KNOWN_FACTOR * (own.get("load_seconds") or 0.0)))
+        elif known is not None and is_usable(known):
+            limit = max(limit, min(owner.budget.left, KNOWN_FACTOR * (known.get("first_load_seconds") or 0.0)))
+        unknown = known is None and candidate.units in NEURAL_ENGINE
+        with nullcontext() if is_usable(own) else owner.budget.spending(), owner.standing_by() if unknown else nullcontext():
             trial = attempt(candidate, self.component, self.stage, [golden], limit, max(limit, LEAST_PREDICTION_SECONDS), short=True)
         if trial.verdict == SLOW:
             trial.load_seconds = limit
@@ -191,6 +197,8 @@ class PlacedStage:
     def _passed_over(self, candidate: Candidate) -> tuple[str, str] | None:
         """Why a candidate is not tried now: (what to say, the reason); None where it is."""
         owner = self._owner
+        if owner.unstarted and candidate.is_core_ml:
+            return "no", owner.unstarted
         if owner.patient(self.stage, candidate):
             return None
         record, package = owner.record(self.component, self.stage), owner.package(self.component)
@@ -206,7 +214,7 @@ class PlacedStage:
         if not candidate.is_core_ml or is_usable(own_entry(record, package, candidate.name)):
             return None
         if entry is not None:  # another package of the same program ran: what loading took there is to be expected here
-            expected = float(entry.get("first_load_seconds") or 0)
+            expected = entry.get("first_load_seconds") or 0.0
             return ("left", f"loading takes about {expected:.0f} s") if expected > owner.budget.left else None
         if candidate.units in NEURAL_ENGINE and owner.slow_on:
             return "left", f"the Neural Engine was slow for {owner.slow_on}"
@@ -214,17 +222,15 @@ class PlacedStage:
 
     def _tell(self, problem: str, passed_over: list[tuple[Candidate, str, str]], following: Candidate) -> None:
         """One line, where what runs is not what would have been first. Raises StrictError instead where nothing else is allowed."""
-        tuned = bool(self._owner.record(self.component, self.stage).get("tuned"))
+        tuned = bool(self._owner.record(self.component, self.stage).get("tuned"))  # then what was bad is known
         said = [problem] if problem else []
-        if not tuned:
-            said += _passed_over(passed_over)
+        said += _passed_over([item for item in passed_over if not (tuned and item[1] == "bad")])
         if not said:
             return
         place = f"{self.component.title}, {self.stage}"
         if self._owner.strict:
-            raise StrictError(
-                f"{place}: {'; '.join(said)}, and --strict allows nothing else: choose other units with --compute-units, or leave it out"
-            )
+            advice = "choose other units with --compute-units, or leave it out" if self._owner.uses_core_ml else "leave it out"
+            raise StrictError(f"{place}: {'; '.join(said)}, and --strict allows nothing else: {advice}")
         self._owner.notify(f"{place}: {'; '.join(said)}; running on {following.name} instead")
 
 
@@ -237,5 +243,5 @@ def _passed_over(items: list[tuple[Candidate, str, str]]) -> list[str]:
     for (kind, reason), names in groups.items():
         listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         verb = "is" if len(names) == 1 else "are"
-        said.append(f"{listed} {verb} {'not used' if kind == 'bad' else f'left for {TUNE}'}, {reason}")
+        said.append(f"{listed} {verb} {f'left for {TUNE}' if kind == 'left' else 'not used'}, {reason}")
     return said

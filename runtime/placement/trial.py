@@ -19,6 +19,7 @@ from .candidates import Candidate
 from .record import WHEN
 
 GOOD, DEGRADED, BROKEN, FAILED, SLOW = "good", "degraded", "broken", "failed", "slow"  # what became of a candidate
+UNSTARTED = "unstarted"  # nothing did: Core ML's process does not start
 USABLE = (GOOD, DEGRADED)
 LEAST_PREDICTION_SECONDS = 5.0  # that a prediction may always take: the golden's own time is milliseconds
 
@@ -83,8 +84,7 @@ def attempt(
             if not trial.usable:
                 break
     except Exception as error:  # noqa: BLE001 - any failure of a backend is answered by the next one
-        ran_out = short and isinstance(error, WorkerFailure) and error.kind == "timeout"
-        trial.verdict, trial.reason = SLOW if ran_out else FAILED, reason_of(error)
+        trial.verdict, trial.reason = verdict_of(error, short), reason_of(error)
     if trial.usable:
         trial.runner = runner
     elif runner is not None:
@@ -146,6 +146,14 @@ def _fault(comparison: Comparison) -> str:
     if not comparison.finite:
         return "not finite"
     return f"wrong (SNR {comparison.snr_db:.1f} dB, level {comparison.level:.2f})"
+
+
+def verdict_of(error: Exception, short: bool = False) -> str:
+    """On a candidate that raised; `short` as in `attempt`."""
+    kind = error.kind if isinstance(error, WorkerFailure) else ""
+    if kind == "unstarted":
+        return UNSTARTED
+    return SLOW if short and kind == "timeout" else FAILED
 
 
 def reason_of(error: Exception) -> str:

@@ -17,7 +17,7 @@ from .candidates import STAGES, Candidate
 from .decisions import Decisions
 from .placement import Notify, Placement
 from .record import fastest, is_usable, own_entry
-from .trial import FAILED, Trial, attempt, load, reason_of, unload
+from .trial import Trial, attempt, load, reason_of, unload, verdict_of
 
 REPEATS = 5  # predictions of the gate whose median counts, after those that judged it
 LEAST_SECONDS = 0.2  # of repeats, where they are quick: short ones vary
@@ -57,11 +57,16 @@ def tune(
     if not work:
         raise UsageError(f"{library.path} has none of the stages {', '.join(stages or ())}: there is nothing to tune")
     placement.start_worker()
+    before: Component | None = None
     for number, (component, stage) in enumerate(work):
 
         def report(step: str, share: float, number: int = number) -> None:
             progress(step, (number + share) / len(work))
 
+        if component is not before:  # memory holds one voice's network, however many the library has
+            for torch in placement.torch_backends:
+                torch.release()
+        before = component
         tune_stage(placement, component, stage, report, again)
     progress("done", 1.0)
     return [placement.known(component, stage) for component, stage in work]
@@ -102,10 +107,12 @@ def _measured(placement: Placement, component: Component, stage: str, candidate:
             if candidate.is_core_ml:
                 trial.load_seconds = _second_load(placement, component, stage, candidate, trial)
         except BackendError as error:
-            trial.verdict, trial.reason = FAILED, reason_of(error)
+            trial.verdict, trial.reason = verdict_of(error), reason_of(error)
         finally:
             unload(trial.runner)
     placement.remember(component, stage, candidate, trial, anew=True)
+    if placement.unstarted:
+        raise BackendError(f"nothing can be measured: {placement.unstarted}")
     return trial.usable
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class CoreMLWorker:
         self._start = start or spawn_process
         self.lock = threading.RLock()  # held for a call, and by callers for several that belong together
         self._life: _Life | None = None
+        self._spare: Running | None = None
         self._lives = itertools.count(1)
         self._numbers = itertools.count(1)
         self._released: deque[tuple[str, int]] = deque()
@@ -69,6 +70,22 @@ class CoreMLWorker:
         """Start a worker without waiting for it, so that it is ready when it is asked."""
         with self.lock:
             self._living()
+
+    @contextlib.contextmanager
+    def standing_by(self) -> Iterator[None]:
+        """Within it a second process waits, and takes over at once where the first has to be ended."""
+        with self.lock:
+            if self._spare is None:
+                with contextlib.suppress(OSError):  # then the next one is started when it is needed
+                    self._spare = self._start()
+        try:
+            yield
+        finally:
+            with self.lock:
+                lost = self._life is None or not self._life.running.alive()
+                if lost and self._spare is not None and self._spare.alive():
+                    self._living()
+                self._dismiss()
 
     def load(
         self, package: Path, compute_units: str = "ALL", function: str | None = None, *, limit: float | None = None, cached: bool = True
@@ -86,13 +103,12 @@ class CoreMLWorker:
     def close(self) -> None:
         """End the worker. One that is asked again starts anew."""
         with self.lock:
-            life, self._life = self._life, None
-            if life is not None:
-                life.running.end()
+            self._end()
+            self._dismiss()
 
     def abandon(self) -> None:
         """Forget the worker without ending it: it belongs to the process that this one was forked from."""
-        self.lock, self._life = threading.RLock(), None
+        self.lock, self._life, self._spare = threading.RLock(), None, None
 
     @property
     def life(self) -> int:
@@ -131,7 +147,7 @@ class CoreMLWorker:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Facts and arrays that a call answers with; `life` is the worker that has to answer.
 
-        Raises WorkerFailure with kind died or timeout, and BackendError with Core ML's reason.
+        Raises WorkerFailure with kind unstarted, died or timeout, and BackendError with Core ML's reason.
         """
         with self.lock:
             living = self._living()
@@ -144,9 +160,9 @@ class CoreMLWorker:
                 self._end()
                 raise WorkerFailure("timeout", f"Core ML took longer than {limit:g} s for {doing}; its process was ended") from None
             except (EOFError, OSError):
-                words = living.running.last_words()
+                kind, words = "died" if living.ready else "unstarted", living.running.last_words()
                 self._end()
-                raise WorkerFailure("died", f"Core ML's process died while {doing}: {words}") from None
+                raise WorkerFailure(kind, f"Core ML's process died while {doing}: {words}") from None
             except BackendError:
                 raise
             except BaseException:  # Ctrl-C: the answer would come to the next call
@@ -212,7 +228,7 @@ class CoreMLWorker:
             self._reply(life, time.monotonic() + STARTING_SECONDS)
         except TimeoutError:
             self._end()
-            raise WorkerFailure("timeout", f"Core ML's process did not start within {STARTING_SECONDS:g} s") from None
+            raise WorkerFailure("unstarted", f"Core ML's process did not start within {STARTING_SECONDS:g} s") from None
         life.ready = True
 
     def _living(self) -> _Life:
@@ -220,10 +236,12 @@ class CoreMLWorker:
         if self._life is not None and not self._life.running.alive():
             self._end()
         if self._life is None:
+            running, self._spare = self._spare, None
             try:
-                running = self._start()
+                if running is None or not running.alive():
+                    running = self._start()
             except OSError as error:
-                raise WorkerFailure("died", f"Core ML's process could not be started: {error.strerror or error}") from error
+                raise WorkerFailure("unstarted", f"Core ML's process could not be started: {error.strerror or error}") from error
             self._life = _Life(running, next(self._lives))
         return self._life
 
@@ -231,6 +249,11 @@ class CoreMLWorker:
         life, self._life = self._life, None
         if life is not None:
             life.running.end()
+
+    def _dismiss(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.end()
 
     def _forgotten(self) -> list[tuple[str, int]]:
         """What the worker may forget now; it ignores what an earlier one had, numbers being given once."""

@@ -130,14 +130,23 @@ class Channel:
 
 
 def anonymous_memory(size: int) -> int:
-    """The descriptor of `size` bytes that no name leads to: memory on Linux, elsewhere an unlinked file, as multiprocessing uses."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("rvc-coreml")
-    else:
+    """The descriptor of `size` bytes that no name leads to: memory on Linux, elsewhere an unlinked file, as multiprocessing uses.
+
+    Raises OSError where there is no room. The file is written whole: a process that fills a hole of a mapped file on a full
+    disk is killed.
+    """
+    named = not hasattr(os, "memfd_create")
+    if named:
         descriptor, path = tempfile.mkstemp(prefix="rvc-coreml-")
         os.unlink(path)
+    else:
+        descriptor = os.memfd_create("rvc-coreml")
     try:
-        os.ftruncate(descriptor, size)
+        if named:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(bytes(size))
+        else:
+            os.ftruncate(descriptor, size)
     except BaseException:
         os.close(descriptor)
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,15 @@ if TYPE_CHECKING:
 
 COMPUTE_UNITS = ("ALL", "CPU_AND_GPU", "CPU_ONLY", "CPU_AND_NE")  # coremltools.ComputeUnit
 QUICK_SECONDS = 30.0  # for calls that compute nothing
+AGAIN_SECONDS, AGAIN_FACTOR = 10.0, 10.0  # at least, and times what it took before: for a load after the worker was replaced
 
 
 class RemoteModel:
     """A package in Core ML, with MLModel's calling convention.
 
     `prediction_limit`: seconds for one prediction, None for the worker's. `load_seconds` is what loading took, compiling
-    included unless `compiled_from_cache`. When its worker was lost, it is loaded again by the next prediction.
+    included unless `compiled_from_cache`. When its worker was lost, it is loaded again by the next prediction, and has
+    more time for that than a first load that was given little.
     """
 
     def __init__(
@@ -44,13 +45,9 @@ class RemoteModel:
         self._life = 0
         self._number = 0
         self._finalizer: weakref.finalize | None = None
-        with ThreadPoolExecutor(1) as reader:  # importing what reads a package takes seconds, as loading it does
-            reading = reader.submit(_features, package, function)
-            try:
-                self._load()
-            finally:
-                features, self._dtypes = reading.result()  # what cannot be read is not Core ML's refusal
+        features, self._dtypes = _features(package, function)  # what cannot be read is not Core ML's refusal
         self.inputs, self.outputs, self.states = features.inputs, features.outputs, features.states
+        self._load()
 
     def predict(self, inputs: Any, state: RemoteState | None = None, *, limit: float | None = None) -> Any:
         """Outputs by name for a dict of arrays; a list of dicts gives a list of results.
@@ -103,6 +100,8 @@ class RemoteModel:
 
     def _load(self) -> None:
         worker, limit = self._worker, self._limit or self._worker.limits.load_seconds
+        if self.load_seconds:
+            limit = max(limit, min(worker.limits.load_seconds, max(AGAIN_SECONDS, AGAIN_FACTOR * self.load_seconds)))
         number, cache = worker.number(), worker.cache if self._cached else None
         arguments = {
             "model": number,

@@ -72,6 +72,15 @@ def test_check_finds_a_file_that_is_not_the_recorded_one_and_record_repairs_it(l
     assert rvc("golden", "check", library.path, "--voice", "v2").exit_code == 0
 
 
+def test_check_says_that_a_pipeline_is_of_another_content_encoder(library: Library) -> None:
+    manifest = library.path / "content_encoder" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(library.content_encoder().manifest.source["sha256"], "1" * 64))
+    result = rvc("golden", "check", library.path, "--voice", "v2")
+    assert result.exit_code == 1
+    assert "the pipeline of the voice 'v2' was recorded with another content encoder: record them again" in result.stdout
+    assert "1 failed" in result.stdout
+
+
 def test_check_finds_limits_that_were_loosened(library: Library) -> None:
     path = golden_folder(library.voice("v2")) / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -160,17 +159,15 @@ def infer(library: Path, source: Path, target: Path, *arguments: str) -> tuple[d
 def test_the_first_sound_does_not_wait_for_a_minute_of_compiling(coreml, library, speech_file, tmp_path, monkeypatch) -> None:
     """Real processes: `infer`, and Core ML's worker, which is ended while it compiles and replaced.
 
-    15 s are meant of a machine that does nothing else: processes that wait for this one's cores count.
+    15 s are meant of a machine that does nothing else; on a busy one the same command with PyTorch alone says how slow it is.
     """
     monkeypatch.delenv(FIRST_SOUND)
+    _report, usual, _said = infer(library, speech_file, tmp_path / "torch.wav", "--backend", "torch")
     coreml.fault("slow_compile", units="ALL", seconds=60)
     report, seconds, said = infer(library, speech_file, tmp_path / "out.wav")
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    print(f"first sound after {seconds:.1f} s, with {busy:.1f} processes for each core")
-    assert seconds < 15 * busy
+    print(f"first sound after {seconds:.1f} s, {usual:.1f} s without Core ML")
+    assert seconds < max(15.0, 3 * usual)
     assert report["executed_by"]["content_encoder"] != "coreml (ALL)"
     assert len(said.splitlines()) == len(report["fallbacks"])
     assert any("left for 'rvc-coreml tune'" in line for line in report["fallbacks"])
-    wanted = rvc("infer", speech_file, tmp_path / "torch.wav", "-m", library, "--voice", "v2", "--f0-method", "dio", "--backend", "torch")
-    assert wanted.exit_code == 0
     assert compare(soundfile.read(tmp_path / "torch.wav")[0], soundfile.read(tmp_path / "out.wav")[0]).snr_db > 35

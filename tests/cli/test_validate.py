@@ -138,3 +138,8 @@ def test_the_actions_script_fails_with_the_reason_where_there_is_no_library(tmp_
     assert done.returncode == 2
     assert "is not a model library" in done.stderr
     assert (summary, outputs) == ("", "verdict=broken\n")
+
+
+def test_upstreams_recordings_are_not_in_a_wheel(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rvc_coreml.runtime.upstream.FOLDER", tmp_path / "none")
+    assert "come with the source checkout" in one_sentence(rvc("validate", library, "--against", "upstream"))

@@ -130,6 +130,10 @@ DAMAGE = {
     "another type": (edited_case(outputs={"z": {"shape": [1, 3, 5], "dtype": "float16"}}), "not float16"),
     "a tensor too many": (edited_case(inputs={"x": {"shape": [1], "dtype": "float32"}}), "damaged"),
     "no layout": (edited_case(layouts={}), "laid out"),
+    "frames that are not there": (edited_case(layouts={"z": [2, 1, 4]}), "has not the frames that its layout says"),
+    "an axis that is not there": (edited_case(layouts={"z": [3, 1, 5]}), "damaged"),
+    "no stage": (edited_case(what="vocoder"), "'vocoder', which is no stage"),
+    "limits that are none": (edited(thresholds={"decoder": 3}), "manifest.json is damaged"),
     "no outputs": (edited_case(outputs={}, layouts={}), "laid out"),
 }
 

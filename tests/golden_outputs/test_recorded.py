@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import record_goldens
 from record_goldens import RECORDED, UPSTREAM, differences
-from rvc_coreml.errors import LibraryError
+from rvc_coreml.errors import LibraryError, UsageError
 from rvc_coreml.golden_outputs.golden import MANIFEST, read_manifest
 from rvc_coreml.models import flow, stages
 from rvc_coreml.runtime.files import write_json
@@ -76,7 +76,7 @@ def test_recording_over_loosened_limits_needs_a_reason_which_stays(tmp_path: Pat
     was, border["good"] = border["good"], 200.0
     write_json(folder / MANIFEST, manifest)
     monkeypatch.setattr(record_goldens, "recorded_today", dict)
-    with pytest.raises(LibraryError, match=r"flow/fp16/snr_db/good is .*looser than the recorded 200"):
+    with pytest.raises(UsageError, match=r"flow/fp16/snr_db/good is .*looser than the recorded 200"):
         record_goldens.record(folder=folder)
     assert read_manifest(folder) == manifest
     for reason in ("a test", None):  # the second recording keeps the line of the first

@@ -230,6 +230,12 @@ def test_a_pipeline_of_another_content_encoder_is_refused(made: Library) -> None
         pipeline_goldens(made.voice("v2"), other)
 
 
+def test_a_pipeline_that_was_recorded_and_is_gone_is_damage(library: Library) -> None:
+    (golden_folder(library.voice("v2")) / f"{PIPELINE}.safetensors").unlink()
+    with pytest.raises(LibraryError, match=r"the golden outputs of pipeline in .* are damaged"):
+        pipeline_goldens(library.voice("v2"))
+
+
 def test_without_a_content_encoder_there_is_no_pipeline_and_speech_is_seeded(library: Library) -> None:
     shutil.rmtree(library.path / "content_encoder")
     component = recording.record(library, library.voice("v2"))
@@ -319,15 +325,26 @@ def test_speech_of_a_file_is_its_loudest_part(tmp_path: Path, speech: np.ndarray
     soundfile.write(tmp_path / "short.wav", quiet[:10000], 16000)
     with pytest.raises(AudioError, match=r"short\.wav is too short: 1\.2 s"):
         recording.read_speech(tmp_path / "short.wav")
+    soundfile.write(tmp_path / "silent.wav", quiet, 16000)
+    with pytest.raises(AudioError, match=r"silent\.wav is silent"):
+        recording.read_speech(tmp_path / "silent.wav")
 
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((3, 768), np.int32), np.full((3, 768), np.nan, np.float32), np.zeros(768, np.float32), np.zeros((0, 768), np.float32), None],
-    ids=["integers", "NaN", "one axis", "empty", "no array"],
+    [
+        np.zeros((3, 768), np.int32),
+        np.full((3, 768), np.nan, np.float32),
+        np.full((3, 768), 1e300),
+        np.zeros(768, np.float32),
+        np.zeros((0, 768), np.float32),
+        b"something",
+        b"PK\x03\x04 and no zip",
+    ],
+    ids=["integers", "NaN", "beyond float32", "one axis", "empty", "no array", "no archive"],
 )
-def test_features_that_cannot_be_used(tmp_path: Path, array: np.ndarray | None) -> None:
+def test_features_that_cannot_be_used(tmp_path: Path, array: np.ndarray | bytes) -> None:
     path = tmp_path / "f.npy"
-    path.write_bytes(b"something") if array is None else np.save(path, array)
+    path.write_bytes(array) if isinstance(array, bytes) else np.save(path, array)
     with pytest.raises(UsageError, match=r"f\.npy cannot be used: give finite features"):
         recording.read_features(path)

@@ -14,7 +14,7 @@ import pytest
 from rvc_coreml.converters.audit import audit_component
 from rvc_coreml.converters.conversion import convert_pitch
 from rvc_coreml.errors import BackendError, LibraryError, UsageError
-from rvc_coreml.golden_outputs.golden import MANIFEST
+from rvc_coreml.golden_outputs.golden import MANIFEST, GoldenSet
 from rvc_coreml.golden_outputs.reports import Check, Report
 from rvc_coreml.golden_outputs.thresholds import Verdict
 from rvc_coreml.runtime import explain as explaining
@@ -146,6 +146,17 @@ def test_the_pipeline_says_which_stage_it_could_not_use(library: Library) -> Non
     assert "decoder" in check.problem
 
 
+def test_a_voice_without_a_recorded_pipeline_is_said(library: Library) -> None:
+    folder = golden_folder(library.voice("v2"))
+    found = GoldenSet.load(folder)
+    del found.sets["pipeline"]
+    shutil.rmtree(folder)
+    found.save(folder)
+    report = validated(library, "pipeline")
+    assert (report.checks, report.passed) == ((), False)
+    assert "voice 'v2': no pipeline was recorded" in report.notes[0]
+
+
 def test_a_package_that_cannot_be_read_is_broken_with_its_reason(library: Library) -> None:
     (library.voice("v2").package("flow") / "Manifest.json").write_text("{")
     found = validated(library, "text_encoder", "flow")
@@ -241,6 +252,8 @@ def test_what_the_library_lacks_is_one_sentence(library: Library) -> None:
         validated(library, "vocoder")
     with pytest.raises(UsageError, match="none of the stages asked for"):
         validated(library, "pitch")
+    with pytest.raises(UsageError, match="pipeline has host steps in float32"):
+        validated(library, "pipeline", against="float64")
     with pytest.raises(LibraryError, match="seeded weights, and no component asked for has them"):
         validated(library, against="upstream")
     assert set(STAGES) == ALL | {"pitch"}

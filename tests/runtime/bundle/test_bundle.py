@@ -129,6 +129,13 @@ def test_numpy_and_the_packages_reproduce_infer(bundles, libraries, voice, tmp_p
     assert wanted - given - {"neighbours"} <= set(figures), "a host step is not compared with its vector"
 
 
+def test_every_package_gives_its_window_vectors(bundles):
+    program = Program(bundles("v1"), run_here)
+    program.check_packages()
+    assert {name.split("/")[0] for name in program.figures} == set(program.contract["stages"])
+    assert min(program.figures.values()) >= PACKAGE_LEAST, program.figures
+
+
 def test_the_program_knows_nothing_but_the_bundle():
     tree = ast.parse(Path(bundle_program.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -155,6 +162,9 @@ def test_the_contract_lists_every_file_with_its_shape_and_hash(bundles, voice):
             for way, tensors in (("in", entry["inputs"]), ("out", entry["outputs"])):
                 for tensor in tensors:
                     assert contract["vectors"][f"{stage}/{number}/{way}/{tensor['name']}"]["shape"] == tensor["shape"]
+                    assert ("time_axis" in tensor) == (tensor["name"] not in ("g", "norm_scale", "norm_shift")), tensor["name"]
+                    if "time_axis" in tensor and tensor["name"] != "waveform":  # which reaches beyond its last frame's hop
+                        assert tensor["shape"][tensor["time_axis"]] == entry["window"] * tensor["samples_per_frame"], tensor["name"]
     found = {str(file.relative_to(bundle)) for file in bundle.rglob("*") if file.is_file() and ".mlpackage" not in str(file)}
     assert found == {entry["file"] for entry in listed} | {CONTRACT, PAGE}
     for step in contract["steps"]:

@@ -206,6 +206,12 @@ def test_a_unit_that_goes_bad_for_its_own_package_is_bad_for_all() -> None:
     assert not is_usable(known_entry(record, "two", "coreml (ALL)"))
 
 
+@pytest.mark.parametrize("damage", [{"load_seconds": "soon"}, {"prediction_seconds": [1]}, {"snr_db": "high"}, {"verdict": None}], ids=str)
+def test_an_entry_whose_figures_are_none_is_measured_anew(damage: dict[str, object]) -> None:
+    record = with_entry({}, "one", "coreml (ALL)", {**good(0.1), **damage})
+    assert known_entry(record, "one", "coreml (ALL)") is None
+
+
 def test_only_the_latest_packages_are_kept() -> None:
     record: dict[str, object] = {}
     for number in range(MAX_PACKAGES + 3):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,15 @@ from rvc_coreml.runtime.backends.coreml_backend import CoreMLBackend
 from rvc_coreml.runtime.config import OptimizationConfig
 from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.library import Library
+from rvc_coreml.runtime.placement import stage as stage_module
+from rvc_coreml.runtime.placement import tuning
 from rvc_coreml.runtime.placement.candidates import UNITS, candidates_of, parse_units, units_for
 from rvc_coreml.runtime.placement.placement import LEAST_LOAD_SECONDS, Budget, Placement, chosen_units
+from rvc_coreml.runtime.placement.record import with_entry
+from rvc_coreml.runtime.placement.trial import Trial
+from rvc_coreml.runtime.placement.tuning import tune
 from rvc_coreml.runtime.placement.watch import MARGIN, LevelWatch
+from rvc_coreml.runtime.worker import client
 from support.coreml import coreml
 
 __all__ = ["coreml"]
@@ -134,6 +142,78 @@ def test_a_start_gives_each_candidate_a_share_and_never_less_than_a_second() -> 
         pass
     assert budget.left < 0
     assert budget.share(compiled=True) == budget.share(compiled=False) == LEAST_LOAD_SECONDS
+
+
+def component_of(library, voice="v2"):
+    return Library.open(library).voice(voice)
+
+
+def test_what_is_known_to_work_spends_nothing_of_a_start(coreml, small_library) -> None:
+    config = OptimizationConfig(first_sound_seconds=600.0)
+    for spends in (True, False):
+        placement = Placement(CoreMLBackend(), config=config)
+        assert placement.stage(component_of(small_library), "flow").executed_by == "coreml (ALL)"
+        assert (placement.budget.left < 600.0) is spends
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.5, 1.5), (2.0, 4.0), (9.0, None)])
+def test_a_second_voice_has_the_time_that_the_first_one_took_or_is_left_with_a_line(
+    coreml, small_library, monkeypatch, seconds, limit
+) -> None:
+    config, lines, limits = OptimizationConfig(first_sound_seconds=4.0), [], []
+    first, second = Placement(CoreMLBackend()), component_of(small_library, "nof0")
+    entry = {**Trial("good").as_record(), "first_load_seconds": seconds}
+    first._decisions.update(
+        first.key(second, "flow").digest,
+        lambda old: (
+            {**with_entry(old, "another", "coreml (ALL)", entry), "key": asdict(first.key(second, "flow"))}
+            | {"tuned": True, "chosen": "coreml (ALL)"}
+        ),
+    )
+    inner = stage_module.attempt
+    monkeypatch.setattr(stage_module, "attempt", lambda *given, **named: limits.append(given[4]) or inner(*given, **named))
+    stage = Placement(CoreMLBackend(), lines.append, config=config).stage(second, "flow")
+    if limit is None:
+        assert stage.executed_by != "coreml (ALL)"
+        assert len(lines) == 1
+        assert "coreml (ALL) is left for 'rvc-coreml tune', loading takes about 9 s" in lines[0]
+    else:
+        assert limits[0] == pytest.approx(limit)
+        assert lines == []
+
+
+def test_a_process_that_does_not_start_is_said_and_remembered_by_nobody(coreml, small_library, monkeypatch) -> None:
+    tried, lines = [], []
+
+    def none():
+        tried.append(1)
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "spawn_process", none)
+        placement = Placement(CoreMLBackend(), lines.append)
+        for name in ("flow", "decoder"):
+            assert placement.stage(component_of(small_library), name).executed_by == "torch (cpu)"
+        assert len(tried) < len(UNITS)  # not for every unit of every stage
+        assert len(lines) == 2
+        assert all("could not be started: Cannot allocate memory; running on torch" in line for line in lines)
+        with pytest.raises(BackendError, match=r"nothing can be measured: .*Cannot allocate memory"):
+            tune(Library.open(small_library), ["v2"], ["flow"])
+        client.close_shared_worker()
+    assert Placement(CoreMLBackend(), lines.append).stage(component_of(small_library), "flow").executed_by == "coreml (ALL)"
+    assert len(lines) == 2
+
+
+def test_tuning_keeps_one_network_at_a_time(coreml, small_library, monkeypatch) -> None:
+    held = []
+
+    def load(placement, component, *_others) -> None:
+        placement.torch_backends[0].network(component)
+        held.append(len(placement.torch_backends[0]._networks))
+
+    monkeypatch.setattr(tuning, "tune_stage", load)
+    tune(Library.open(small_library), ["v2", "nof0"])
+    assert held == [1] * 7
 
 
 def test_a_prediction_may_take_ten_times_what_its_golden_took() -> None:

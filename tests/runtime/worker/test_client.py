@@ -201,6 +201,28 @@ def test_models_of_a_lost_worker_load_themselves_again(coreml: StandIn, package:
     assert [call["call"] for call in coreml.calls()].count("compile") == 1
 
 
+def test_a_second_load_has_more_time_than_a_first_one_that_was_given_little(
+    coreml: StandIn, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = shared_worker()
+    limits: list[float] = []
+    call = worker.call
+
+    def noted(name: str, arguments: dict[str, Any], doing: str, limit: float, *others: Any, **named: Any) -> Any:
+        if name == "load":
+            limits.append(limit)
+        return call(name, arguments, doing, limit, *others, **named)
+
+    monkeypatch.setattr(worker, "call", noted)
+    model = worker.load(package, limit=2.0)
+    worker.close()
+    model.predict({"x": X})
+    model.load_seconds = 9000.0
+    worker.close()
+    model.predict({"x": X})
+    assert limits == [2.0, 10.0, worker.limits.load_seconds]
+
+
 @pytest.mark.parametrize("kind", ["crash_load", "endless_compile"])
 def test_a_load_that_kills_or_hangs_ends_at_its_limit(coreml: StandIn, package: Path, kind: str) -> None:
     coreml.fault(kind, units="ALL")

@@ -168,10 +168,11 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{LIGHT}")
     with pytest.raises(WorkerFailure, match="its last words were: ImportError: numpy is broken") as caught:
         CoreMLWorker(cache=None).system()
-    assert caught.value.kind == "died"
+    assert caught.value.kind == "unstarted"
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    with pytest.raises(WorkerFailure, match="could not be started: No such file or directory"):
+    with pytest.raises(WorkerFailure, match="could not be started: No such file or directory") as caught:
         CoreMLWorker(cache=None).system()
+    assert caught.value.kind == "unstarted"
 
 
 def test_a_module_of_the_current_folder_is_not_taken_for_a_library(
@@ -286,3 +287,19 @@ def test_the_shared_worker_ends_with_its_process(tmp_path: Path, package: Path) 
     process, worker = parent(tmp_path, package, "nothing")
     assert process.wait(10) == 0
     assert gone(worker)
+
+
+def test_another_process_stands_by_and_takes_over_from_one_that_is_ended(worker: CoreMLWorker, package: Path) -> None:
+    load(worker, package)
+    first = worker.pid
+    assert first is not None
+    with worker.standing_by():
+        (spare,) = {child.pid for child in psutil.Process().children()} - {first}
+        os.kill(first, signal.SIGKILL)
+        psutil.Process(first).wait(10)
+    load(worker, package, 2)
+    assert worker.pid == spare
+    with worker.standing_by():
+        (unused,) = {child.pid for child in psutil.Process().children()} - {spare}
+    assert worker.pid == spare
+    assert not psutil.pid_exists(unused)
