@@ -111,6 +111,9 @@ def validate(library: Path, backend: str, page: Path) -> list[dict[str, Any]]:
     worst = min(check["snr_db"] for check in result["checks"] if check.get("snr_db") is not None)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in result["counts"].items() if count)
     say(f"     {len(result['checks'])} checks: {counts}; the least SNR is {worst:.1f} dB")
+    lesser = sorted({f"{check['stage']}, {check['case']}" for check in result["checks"] if check["verdict"] == "degraded"})
+    if lesser:
+        say(f"     degraded: {'; '.join(lesser)} (a seeded content encoder's features are about three times as large as a real one's)")
     return result["checks"]
 
 

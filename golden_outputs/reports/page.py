@@ -21,7 +21,7 @@ MAX_PAGE_BYTES = 24 << 20  # evidence beyond it is left out, that of good checks
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src blob: data:"
 TITLES = {Verdict.GOOD: "Every output is good", Verdict.DEGRADED: "Degraded", Verdict.BROKEN: "Broken"}
 SIGNS = {Verdict.GOOD: "✓", Verdict.DEGRADED: "!", Verdict.BROKEN: "✕"}
-_CHART_WIDTH, _CHART_LEFT, _CHART_RIGHT, _ROW, _TOP = 880, 262, 18, 30, 8
+_CHART_WIDTH, _CHART_LEFT, _CHART_RIGHT, _ROW, _TOP = 950, 332, 18, 30, 8  # the left holds 20 characters of a name, a stage and a kind
 _METRICS = {  # what the page calls a metric, and how it is written
     "snr_db": ("SNR", "{:.1f} dB"),
     "psnr_db": ("PSNR", "{:.1f} dB"),
