@@ -32,6 +32,7 @@ TEMPORARY = ".golden-"  # beside the folder that is being written
 PIPELINE = "pipeline"
 WHAT = {what for what, _precision in LIMITS}  # stages and the pipeline
 PRODUCERS = ("rvc-coreml", "upstream")
+SALIENCE, SALIENCE_FLOOR = "salience", 6e-4  # a tenth of FCPE's voicing threshold, the lowest of the pitch models
 AUDIO = "audio"  # the output that is heard, of the decoder and of the pipeline
 SHORTEST_AUDIO = 0.1  # seconds: below it there is no spectrum or pitch to speak of
 AGAIN = "record them again with 'rvc-coreml golden record'"
@@ -77,7 +78,8 @@ class Golden:
         """By output name. `audio` adds the metrics of sound, which take longer, at `rate` Hz (None: the recorded one).
 
         SNR is mean-removed. What has no course over time, a single frame or the case of a `still` input, has its mean
-        taken over all values. Raises ValueError where an output is missing or has another shape.
+        taken over all values. Salience below SALIENCE_FLOOR counts as SALIENCE_FLOOR, for it decides nothing. Raises
+        ValueError where an output is missing or has another shape.
         """
         missing = sorted(set(self.outputs) - set(actual))
         if missing:
@@ -89,6 +91,8 @@ class Golden:
             if got.shape != wanted.shape:
                 raise ValueError(f"the output {name!r} is {got.shape} and should be {wanted.shape}")
             wanted, got = layout.crop(wanted), layout.crop(got)
+            if name == SALIENCE:
+                wanted, got = _floored(wanted), _floored(got)
             if name == AUDIO and audio and rate and wanted.size >= SHORTEST_AUDIO * rate:
                 compared[name] = compare_audio(wanted.reshape(-1), got.reshape(-1), rate)
             else:
@@ -102,6 +106,11 @@ class Golden:
     def cropped(self) -> Golden:
         """Without the padding of its outputs."""
         return replace(self, outputs={name: self.layouts[name].crop(array) for name, array in self.outputs.items()})
+
+
+def _floored(salience: np.ndarray) -> np.ndarray:
+    """What is not finite stays so."""
+    return np.where(np.isfinite(salience), np.maximum(salience, np.float32(SALIENCE_FLOOR)), salience)
 
 
 @dataclass(frozen=True)

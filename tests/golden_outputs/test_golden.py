@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rvc_coreml.errors import LibraryError
 from rvc_coreml.golden_outputs.golden import MANIFEST, Golden, GoldenSet, Layout, read_manifest
-from rvc_coreml.golden_outputs.thresholds import snapshot
+from rvc_coreml.golden_outputs.thresholds import snapshot, usable
 from safetensors.numpy import load_file
 
 TOOLS = {"rvc-coreml": "0"}
@@ -229,3 +229,18 @@ def test_a_folder_can_be_moved(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     shutil.move(folder, tmp_path / "elsewhere")
     assert list(GoldenSet.load(tmp_path / "elsewhere").sets["flow"]) == ["full", "edge"]
+
+
+def test_salience_that_decides_nothing_is_not_compared_and_more_of_it_is() -> None:
+    silent = np.full((1, 12, 360), 1e-6, np.float32)
+    golden = Golden("silence", "pitch", {}, {"salience": silent}, {"salience": Layout(1, 1, 12)}, {"still": True})
+    rounded = silent.astype(np.float16).astype(np.float32)
+    assert not np.array_equal(rounded, silent)
+    assert golden.compare({"salience": rounded})["salience"].snr_db == np.inf
+    voiced = silent.copy()
+    voiced[0, 3, 100] = 0.006
+    assert not usable(golden.compare({"salience": voiced})["salience"])
+    for value in (np.nan, np.inf, -np.inf):
+        broken = silent.copy()
+        broken[0, 3, 100] = value
+        assert not golden.compare({"salience": broken})["salience"].finite
