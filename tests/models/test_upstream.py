@@ -15,6 +15,7 @@ import torch
 from rvc_coreml.golden_outputs.seeded_weights import noise_draw
 from rvc_coreml.models import HubertConfig, Synthesizer, load_hubert, load_voice
 from rvc_coreml.models.synthesizer import PRIOR_SCALE
+from rvc_coreml.models.whole import WholeSynthesizer
 from support.checkpoints import UPSAMPLING, full_config, hubert_shapes, voice_shapes, write_small_hubert, write_voice
 
 UPSTREAM = Path(rvc_coreml.golden_outputs.__file__).parent / "upstream"
@@ -146,6 +147,21 @@ def test_recorded_prior_sample_was_made_with_two_exponentials(pitched: SimpleNam
 def test_whole_chain_with_f0_equals_upstream_as_far_as_its_exponential(pitched: SimpleNamespace) -> None:
     """See the test above: 5e-5 is what the recorded exp leaves in audio of peak 0.3."""
     assert worst(pitched.stages["audio"], pitched.data["audio"]) < 5e-5
+
+
+@pytest.mark.parametrize(("case", "tolerance"), [("pitched", 5e-5), ("pitchless", 1e-5)])
+@torch.inference_mode()
+def test_whole_graph_with_the_recorded_noise_equals_upstream(
+    case: str, tolerance: float, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream's own arithmetic of the source, drawn where upstream draws; for 5e-5 see the tests above."""
+    run = request.getfixturevalue(case)
+    data, draws = run.data, iter([run.prior_noise, run.source_noise])
+    monkeypatch.setattr(torch, "randn_like", lambda like: next(draws).reshape(like.shape))
+    pitched = (batched(data["pitch"]), batched(data["pitchf"])) if case == "pitched" else ()
+    speaker, frames = torch.tensor([int(data["sid"])]), torch.tensor([len(data["phone"])])
+    audio = WholeSynthesizer(run.synthesizer)(batched(data["phone"]), frames, *pitched, speaker)
+    assert worst(audio, data["audio"]) < tolerance
 
 
 def test_recorded_audio_is_no_silence(pitched: SimpleNamespace, pitchless: SimpleNamespace) -> None:
