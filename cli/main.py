@@ -21,6 +21,7 @@ COMMANDS = {
     "golden": "golden",
     "tune": "tune",
     "bundle": "bundle",
+    "export-onnx": "export_onnx",
     "run": "run",
     "inspect": "inspect_package",
     "compare": "compare",
@@ -30,16 +31,17 @@ COMMANDS = {
 }
 SUMMARIES = {
     "download": "Fetch the published content encoder and pitch models from the model hub.",
-    "convert": "Convert a HuBERT file, an RVC voice or a pitch model into a model library.",
+    "convert": "Convert a HuBERT file, a voice or a pitch model into a model library, or any PyTorch module into packages.",
     "infer": "Convert speech or singing into a voice of a library.",
     "validate": "Check every package of a library against its golden outputs.",
     "golden": "Record, list and check the golden outputs of a library.",
     "tune": "Measure every compute unit and keep the fastest that is correct.",
     "bundle": "Pack a voice for an app: packages, contract, golden vectors, integration page.",
+    "export-onnx": "Write a voice as ONNX, in the layout of RVC-WebUI or of w-okada's client.",
     "run": "Run any ML Program package on inputs from a file.",
     "inspect": "Show what a package takes, gives, holds and computes.",
     "compare": "Find the operation where two executions of a package part.",
-    "list": "List the content encoder and the voices of a model library.",
+    "list": "List the content encoder, the pitch models and the voices of a model library.",
     "doctor": "Show versions, devices, settings, and what works on this machine.",
     "benchmark": "Time conversions by stage, device and precision.",
 }

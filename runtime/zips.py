@@ -21,7 +21,7 @@ from pathlib import Path
 from ..errors import ArchiveError, printable
 from .files import output_errors
 
-WANTED = (".pth", ".safetensors", ".index")
+WANTED = (".pth", ".safetensors", ".onnx", ".index")
 MAX_ENTRIES = 10_000
 MAX_DIRECTORY_BYTES = 16 << 20  # of the table of contents, which is read into memory whole
 MAX_MEMBER_BYTES = 4 << 30  # an index of a million vectors of 768 float32 has 3.1 GB

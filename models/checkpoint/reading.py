@@ -81,6 +81,13 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_SAFETENSORS_HEADER
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether a file may be ONNX: by its suffix, or by the version number that every one begins with."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    return path.suffix.lower() == ".onnx" or (start[:1] == b"\x08" and start[1:2] < b"\x20" and start[2:3] in (b"\x12", b"\x3a"))
+
+
 def require_file(path: Path) -> None:
     """Raises UnreadableCheckpoint for what is not a readable, non-empty file."""
     if not path.exists():

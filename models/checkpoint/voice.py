@@ -1,4 +1,4 @@
-"""RVC voices: `.pth` as every RVC tool writes them, and the same entries as `.safetensors`.
+"""RVC voices: `.pth` as every RVC tool writes them, the same entries as `.safetensors`, and exports to `.onnx`.
 
 A safetensors voice holds the tensors under their upstream names and the other fields as strings in its metadata
 (`config` as JSON, `sr`, `f0`, `version`, ...); that is also how a model library keeps its voices.
@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import CheckpointError, IncompleteCheckpoint, UnsafeCheckpoint, WrongCheckpointKind
 from ..config import PHONE_CHANNELS, VoiceConfig
 from ..synthesizer import Synthesizer
-from .reading import is_safetensors, read_safetensors, read_torch, require_file
+from .reading import is_onnx, is_safetensors, read_safetensors, read_torch, require_file
 from .state import build, fold_weight_norm, tensors_of
 
 DEFAULT_VERSION = "v1"  # files from before versions existed
@@ -62,6 +62,13 @@ def load_voice(path: str | Path) -> Voice:
     if is_safetensors(path):
         tensors, metadata = read_safetensors(path)
         return _voice(path, {**_parse_metadata(metadata), "weight": tensors})
+    if is_onnx(path):
+        from .onnx_voice import read_onnx_voice  # onnx takes its time, and few voices need it
+
+        read = read_onnx_voice(path)
+        voice = _voice(path, read.content)
+        read.prove(voice.synthesizer)
+        return voice
     try:
         content = read_torch(path)
     except UnsafeCheckpoint:
