@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from ..errors import LibraryError
 from .metrics import Comparison, compare, compare_audio
-from .thresholds import LIMITS, snapshot, widened
+from .thresholds import LIMITS, PART, snapshot, widened
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,6 +34,7 @@ WHAT = {what for what, _precision in LIMITS}  # stages and the pipeline
 PRODUCERS = ("rvc-coreml", "upstream")
 SALIENCE, SALIENCE_FLOOR = "salience", 6e-4  # a tenth of FCPE's voicing threshold, the lowest of the pitch models
 AUDIO = "audio"  # the output that is heard, of the decoder and of the pipeline
+CONSTANT = 2.0**-11  # deviation over RMS: below half precision's own step there is nothing but the mean
 SHORTEST_AUDIO = 0.1  # seconds: below it there is no spectrum or pitch to speak of
 AGAIN = "record them again with 'rvc-coreml golden record'"
 Arrays = dict[str, np.ndarray]
@@ -78,8 +79,8 @@ class Golden:
         """By output name. `audio` adds the metrics of sound, which take longer, at `rate` Hz (None: the recorded one).
 
         SNR is mean-removed. What has no course over time, a single frame or the case of a `still` input, has its mean
-        taken over all values. Salience below SALIENCE_FLOOR counts as SALIENCE_FLOOR, for it decides nothing. Raises
-        ValueError where an output is missing or has another shape.
+        taken over all values; a part's output that does not vary keeps it. Salience below SALIENCE_FLOOR counts as
+        SALIENCE_FLOOR, for it decides nothing. Raises ValueError where an output is missing or has another shape.
         """
         missing = sorted(set(self.outputs) - set(actual))
         if missing:
@@ -96,12 +97,17 @@ class Golden:
             if name == AUDIO and audio and rate and wanted.size >= SHORTEST_AUDIO * rate:
                 compared[name] = compare_audio(wanted.reshape(-1), got.reshape(-1), rate)
             else:
-                compared[name] = compare(wanted, got, layout.time_axis, layout.samples, self.steady(name))
+                compared[name] = compare(wanted, got, layout.time_axis, layout.samples, self.steady(name), not self._constant(wanted))
         return compared
 
     def steady(self, output: str) -> bool:
         """Whether an output has no course over time: a single frame, or a `still` input's."""
         return bool(self.facts.get("still")) or self.layouts[output].valid == 1
+
+    def _constant(self, wanted: np.ndarray) -> bool:
+        """Whether an output of a part is one number, so that its mean is all that there is to compare."""
+        values = wanted.astype(np.float64)
+        return self.what == PART and float(values.std()) <= CONSTANT * float(np.sqrt(np.mean(values**2)))
 
     def cropped(self) -> Golden:
         """Without the padding of its outputs."""

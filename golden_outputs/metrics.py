@@ -41,15 +41,15 @@ class Comparison:
         return {**known, "exact": self.snr_db == np.inf}
 
 
-def compare(reference: Array, actual: Array, time_axis: int = -1, frame: int = 1, steady: bool = False) -> Comparison:
+def compare(reference: Array, actual: Array, time_axis: int = -1, frame: int = 1, steady: bool = False, centred: bool = True) -> Comparison:
     """All metrics at once. `time_axis` is the axis of frames; `frame` samples make one frame (audio: one per 10 ms).
 
-    `steady` as in snr_db. Raises ValueError where the shapes differ.
+    `steady` and `centred` as in snr_db. Raises ValueError where the shapes differ.
     """
     if reference.shape != actual.shape:
         raise ValueError(f"shapes differ: {reference.shape} and {actual.shape}")
     return Comparison(
-        snr_db(reference, actual, time_axis, steady),
+        snr_db(reference, actual, time_axis, steady, centred),
         worst_frame_cosine(reference, actual, time_axis, frame),
         level_ratio(reference, actual),
         float(np.max(np.abs(reference.astype(np.float64) - actual), initial=0.0)),
@@ -68,14 +68,15 @@ def compare_audio(reference: Array, actual: Array, rate: int) -> Comparison:
     return replace(compared, audio=compare_sound(reference, actual, rate))
 
 
-def snr_db(reference: Array, actual: Array, time_axis: int = -1, steady: bool = False) -> float:
+def snr_db(reference: Array, actual: Array, time_axis: int = -1, steady: bool = False, centred: bool = True) -> float:
     """10 log10 of signal over error energy after mean removal; inf where equal, -inf for NaN or a dead reference.
 
     Features that stand still (digital silence through a content encoder) are nearly all mean over time, and what is left is no
     signal to hold an error against. A golden output that is known to be `steady` loses the mean of all its values instead, and so
-    does a single frame.
+    does a single frame. What is nothing but its mean, a single number or a constant, keeps it: not `centred`.
     """
-    signal = float(np.sum(_centred(reference, time_axis, steady) ** 2))
+    wanted = _centred(reference, time_axis, steady) if centred else reference.astype(np.float64)
+    signal = float(np.sum(wanted**2))
     error = float(np.sum((reference.astype(np.float64) - actual.astype(np.float64)) ** 2))
     return _decibels(signal, error)
 

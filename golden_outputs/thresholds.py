@@ -81,6 +81,7 @@ class Judgement:
 
 
 NOT_FINITE = "it is not finite"
+PART = "part"  # of a network in parts
 USABLE_SNR, USABLE_LEVEL = 30.0, (0.9, 1.1)
 
 # What every stage shares, and all that placement asks. Each is also where degraded ends and broken begins.
@@ -108,6 +109,12 @@ _STAGES = {
         Limit("snr_db", 90.0, USABLE_SNR, "24 bits are about 144 dB for one rounding, with the same room (measured: 128 and more)"),
         _LEVELS["fp32"],
     ),
+}
+_WHOLE = "the whole output counts as one frame, since nobody here knows its axes"
+# A part of a network that nobody here knows has no time, frames or sound to speak of.
+_PARTS = {
+    "fp16": (*_STAGES["fp16"], Limit("worst_cosine", 0.999, 0.9, f"2.6 degrees, a value 27 dB off; {_WHOLE}")),
+    "fp32": (*_STAGES["fp32"], Limit("worst_cosine", 0.99999, 0.9, f"0.26 degrees, which no rounding of single precision does; {_WHOLE}")),
 }
 _ANOTHER_FRAME = "at 26 degrees a frame of features is another sound"
 _QUIET_FRAME = "a frame of audio 40 dB below its clip is turned by 45 degrees by an error as quiet as itself"
@@ -179,6 +186,7 @@ _PIPELINE = {
     ),
 }
 _ROWS = {
+    PART: _PARTS,
     "content_encoder": _FEATURES,
     "text_encoder": _FEATURES,
     "flow": _FEATURES,

@@ -156,15 +156,18 @@ def _stages(library: Library, settings: OptimizationConfig, run: bool) -> tuple[
     found, rows = {}, []
     for component in library.components():
         for stage, entry in component.manifest.stages.items():
-            package = f"{entry.precision} package of {entry.window} frames"
+            units = placement.units(component, stage)
+            count = len(entry.packages())
+            rest = "" if entry.plan is None else " and PyTorch,"
+            package = f"{f'{count} ' if rest else ''}{entry.precision} package{'s' * (count != 1)}{rest} of {entry.window} frames"
             if run:
                 lines.clear()
                 who = f"run by {placement.stage(component, stage).executed_by}" + "".join(f" ({line})" for line in lines)
             else:
-                rows.append(placement.known(component, stage))
-                expected = placement.expected(component, stage)
-                since = "as tuned here" if rows[-1]["tuned"] else "as found here before"
-                who = f"would be tried on {order}" if expected is None else f"would run on {expected.name}, {since}"
+                rows += (known := [placement.known(*unit) for unit in units])
+                names = dict.fromkeys(expected.name if (expected := placement.expected(*unit)) else None for unit in units)
+                since = "as tuned here" if all(row["tuned"] for row in known) else "as found here before"
+                who = f"would be tried on {order}" if None in names else f"would run on {' and '.join(filter(None, names))}, {since}"
             found[f"{component.title}, {stage}"] = f"{package}; {who}"
     return found, placement.table() if run else rows
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import LibraryError
+from ..errors import LibraryError, PackageError
 from ..golden_outputs.golden import AGAIN, Golden
 from ..golden_outputs.metrics import Comparison
 from ..golden_outputs.thresholds import USABLE_SNR, Verdict, judge
@@ -79,6 +79,8 @@ def explain(component: Component, stage: str, golden: Golden, package: Path | No
     longer gives the golden outputs and the package does, it is a function of the network. Raises PackageError for a package
     that cannot be run at all, LibraryError where neither gives the golden outputs.
     """
+    if component.manifest.stages[stage].plan is not None:
+        raise PackageError(f"the {stage} is in parts, and only a stage in one package is traced; 'rvc-coreml compare' takes each of them")
     source = TorchBackend("cpu").stage(component, stage)
     try:
         modules = component.operations(stage)

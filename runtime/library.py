@@ -22,11 +22,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LibraryError
 from ..models.stages import VOICE_STAGES
 from .files import output_errors, sync_tree, write_json
+
+if TYPE_CHECKING:
+    from ..golden_outputs.golden import Golden
+    from .backends.base import StageRunner
+    from .backends.torch_backend import TorchBackend
+    from .hybrid.parts import Parts
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -49,7 +55,11 @@ MAX_NAME = 100
 
 @dataclass(frozen=True)
 class StageEntry:
-    """One stage as the manifest keeps it. Paths are relative to the build."""
+    """One stage as the manifest keeps it. Paths are relative to the build.
+
+    A stage of which something stays in PyTorch has a `plan` (runtime/hybrid/plan.py); `package` is then its stored graph, and
+    the plan names the packages of its parts.
+    """
 
     package: str
     golden: str
@@ -64,6 +74,15 @@ class StageEntry:
     operation_counts: dict[str, int]
     audited_values: int
     reference_snr_db: float | None
+    plan: dict[str, Any] | None = None
+
+    def packages(self) -> list[str]:
+        """Its package, or those of its parts."""
+        return [self.package] if self.plan is None else [part["package"] for part in self.plan["parts"] if part["package"] is not None]
+
+    def files(self) -> list[str]:
+        """Every path that the entry names."""
+        return list(dict.fromkeys([self.package, self.golden, self.operations, *self.packages()]))
 
 
 @dataclass(frozen=True)
@@ -111,8 +130,44 @@ class Component:
     def package(self, stage: str) -> Path:
         return self.build / self.manifest.stages[stage].package
 
+    def packages(self, stage: str) -> list[Path]:
+        """A stage's package, or those of its parts."""
+        return [self.build / name for name in self.manifest.stages[stage].packages()]
+
     def golden(self, stage: str) -> Path:
         return self.build / self.manifest.stages[stage].golden
+
+    @property
+    def build_id(self) -> str:
+        """What tells one conversion from another."""
+        return self.manifest.build
+
+    def goldens(self, stage: str, cases: tuple[str, ...] | None = None) -> dict[str, Golden]:
+        """Recorded cases of a stage, as `goldens.stage_goldens` reads them."""
+        from .goldens import stage_goldens
+
+        return stage_goldens(self, stage, cases)
+
+    def precision(self, stage: str) -> str:
+        return self.manifest.stages[stage].precision
+
+    def window(self, stage: str) -> int | None:
+        return self.manifest.stages[stage].window
+
+    def compute_units(self, stage: str) -> str:
+        return self.manifest.stages[stage].compute_units
+
+    def in_torch(self, stage: str, backend: TorchBackend) -> StageRunner:
+        """The stage as our own code builds it, at any length."""
+        return backend.network_runner(self, stage)
+
+    def parts(self, stage: str) -> Parts | None:
+        """The packages and PyTorch parts of a stage that was split; None for one that is a package. Raises PackageError."""
+        if getattr(self.manifest.stages[stage], "plan", None) is None:
+            return None
+        from .hybrid.stages import stage_parts
+
+        return stage_parts(self, stage)
 
     def operations(self, stage: str) -> dict[str, str]:
         """Operation name -> module path, as the conversion recorded it."""
@@ -203,7 +258,7 @@ class Library:
             try:
                 sync_tree(temporary)
                 os.rename(temporary, folder / manifest.build)
-                write_json(folder / MANIFEST, asdict(manifest))
+                write_json(folder / MANIFEST, _as_json(manifest))
             except BaseException:
                 if not _names(folder / MANIFEST, manifest.build):  # an interrupt may come after the switch
                     shutil.rmtree(folder / manifest.build, ignore_errors=True)
@@ -225,7 +280,7 @@ class Library:
                 raise LibraryError(f"the {component.title} was converted again meanwhile: nothing was changed, try once more")
             write(component.build)
             sync_tree(component.build)
-            write_json(component.folder / MANIFEST, asdict(manifest))
+            write_json(component.folder / MANIFEST, _as_json(manifest))
             tidy(component.build)
         return Component(component.folder, manifest)
 
@@ -240,6 +295,15 @@ def check_name(name: str) -> None:
     printable = bool(name) and name.isprintable() and not any(character in name for character in "/\\$")
     if not printable or len(name.encode()) > MAX_NAME or name.startswith((".", "~")):  # coremltools expands ~ and $NAME in paths
         raise LibraryError(f"{name!r} cannot be a voice's name: give one of 1 to {MAX_NAME} bytes without / \\ $, with --name")
+
+
+def _as_json(manifest: Manifest) -> dict[str, Any]:
+    """As it is stored: a stage in one package says nothing of a plan."""
+    content = asdict(manifest)
+    for entry in content["stages"].values():
+        if entry["plan"] is None:
+            del entry["plan"]
+    return content
 
 
 def new_build(source_hash: str) -> str:
@@ -270,7 +334,7 @@ def _read_component(folder: Path) -> Component:
             raise LibraryError(f"{path} has format version {version}; this rvc-coreml reads {FORMAT_VERSION}: convert again")
         values["stages"] = {name: StageEntry(**entry) for name, entry in values["stages"].items()}
         manifest = Manifest(**values)
-        names = [manifest.build, *(part for entry in manifest.stages.values() for part in (entry.package, entry.golden, entry.operations))]
+        names = [manifest.build, *(path for entry in manifest.stages.values() for path in entry.files())]
         if manifest.index is not None:
             names.append(manifest.index["stored"])
         if any(not isinstance(name, str) or not name.isprintable() for name in names):
@@ -291,10 +355,10 @@ def _check(component: Component) -> None:
     """Every path of the manifest exists and lies inside the component, and every window is larger than its context."""
     root = component.folder.resolve()
     paths = [component.weights, *([] if component.index is None else [component.index])]
-    for name, entry in component.manifest.stages.items():
+    for entry in component.manifest.stages.values():
         if not (isinstance(entry.window, int) and isinstance(entry.context, int) and 0 <= 2 * entry.context < entry.window):
             raise LibraryError(f"{component.folder / MANIFEST} is damaged (window {entry.window}, context {entry.context}): convert again")
-        paths += [component.package(name), component.golden(name), component.build / entry.operations]
+        paths += [component.build / path for path in entry.files()]
     for path in paths:
         if not path.resolve().is_relative_to(root):
             raise LibraryError(f"{component.folder / MANIFEST} points outside its folder ({path})")

@@ -30,11 +30,11 @@ from ..models.hubert import Hubert
 from ..models.stages import Stage
 from ..models.synthesizer import Synthesizer
 from .audio.reading import read_recording
-from .backends.base import predict_arrays
+from .backends.base import StageRunner, predict_arrays
 from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
 from .files import output_errors, sha256
-from .goldens import SEED, Speech, golden_folder, make_cases, recorded_speech, require_encoder
+from .goldens import SEED, Speech, golden_folder, make_cases, padded, recorded_speech, require_encoder
 from .library import Component, Library
 from .noise import seeded_noise
 from .pitch import HOP, SAMPLE_RATE, estimate_pitch
@@ -146,10 +146,29 @@ def _collected(
     sets: dict[str, list[Golden]] = {name: [] for name in component.manifest.stages}
     for golden in goldens:
         sets[golden.what].append(golden)
+    for name, entry in component.manifest.stages.items():
+        if entry.plan is not None:
+            sets |= part_goldens(component, name, sets[name])
     whole = pipeline_golden(library, component, speech)
     if whole is not None:
         sets[PIPELINE] = [whole]
     return GoldenSet.of(sets, tool_versions(), changes=changes)
+
+
+def part_goldens(component: Component, stage: str, cases: Sequence[Golden]) -> dict[str, list[Golden]]:
+    """The cases of every package of a stage in parts: what crosses its seams where PyTorch runs the stage's graph on the stage's cases."""
+    from .hybrid import record_parts
+
+    parts, entry = component.parts(stage), component.manifest.stages[stage]
+    if parts is None:
+        return {}
+    given = {}
+    for golden in cases:
+        inputs = padded(golden, entry.inputs, entry.outputs).inputs
+        given[golden.case] = {value: torch.from_numpy(inputs[name]) for value, name in zip(parts.graph.inputs, entry.inputs, strict=True)}
+    constants = parts.constants(TorchBackend("cpu"))
+    tensors = {name: constants[value] for value, name in parts.graph.constants.items()}
+    return record_parts(parts.graph, tensors, parts.plan, given, prefix=f"{stage}.")
 
 
 def pipeline_golden(library: Library, voice: Component, speech: Speech | None = None) -> Golden | None:
@@ -283,6 +302,13 @@ class Drift:
         return {**asdict(self), "snr_db": self.snr_db if self.snr_db is not None and np.isfinite(self.snr_db) else None}
 
 
+def _in_pytorch(backend: TorchBackend, component: Component, name: str) -> StageRunner:
+    """A stage by its name, or a part of one by both of theirs ("decoder.p0")."""
+    stage, part, _ = name.partition(".")
+    parts = component.parts(stage) if part else None
+    return backend.load(component, name) if parts is None else parts.in_torch(name, backend)
+
+
 def check(library: Library, component: Component) -> list[Drift]:
     """Hashes, limits, and every case in float32 PyTorch on the CPU: as near to the recording as float32 is to float64."""
     title, folder = component.title, golden_folder(component)
@@ -302,7 +328,7 @@ def check(library: Library, component: Component) -> list[Drift]:
                     require_encoder(golden, component, library.content_encoder())
                     actual = replay(golden, _pytorch(library, component))
                 else:
-                    actual = predict_arrays(backend.load(component, name), golden.inputs)
+                    actual = predict_arrays(_in_pytorch(backend, component, name), golden.inputs)
                 compared = golden.compare(actual, audio=False)
             except (RvcCoremlError, ValueError, KeyError) as error:
                 drifts.append(Drift(title, name, case, None, False, printable(str(error))))

@@ -17,12 +17,12 @@ from torch import Tensor
 from ..models.host import ContentHost, VoiceHost
 from ..models.source import frame_phases
 from ..models.stages import VALID_INPUT
+from .backends.base import PlacedRunner
 from .config import OptimizationConfig
 from .devices import frames_within, windows_together
 from .library import StageEntry
 from .noise import NoiseDraw
 from .pitch import coarse_pitch
-from .placement.stage import PlacedStage
 from .profiling import NullProfile, Profile
 from .retrieval import Retriever
 from .segments import HOP, PAD_FRAMES
@@ -53,7 +53,7 @@ class SegmentSynthesizer:
     """The stages of one voice, with what they need from the host."""
 
     version: str
-    stages: Mapping[str, PlacedStage]
+    stages: Mapping[str, PlacedRunner]
     entries: Mapping[str, StageEntry]
     content_host: ContentHost
     voice_host: VoiceHost

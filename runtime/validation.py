@@ -394,9 +394,10 @@ def _widened(components: Iterable[Component]) -> Iterator[str]:
 
 def _release(runner: StageRunner) -> None:
     """Models of another process are unloaded; the others go with their last reference."""
-    unload = getattr(getattr(runner, "model", None), "unload", None)
-    if unload is not None:
-        unload()
+    for part in (runner, *getattr(runner, "placed", {}).values()):
+        unload = getattr(getattr(part, "model", None), "unload", None)
+        if unload is not None:
+            unload()
 
 
 def _reason(error: Exception) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 
 from ...errors import BackendError
-from ..library import Component
 from ..worker.client import CoreMLWorker, RemoteModel, shared_worker
-from .base import PackageRunner
+from .base import Packaged, PackageRunner, StageRunner
 
 
 def coreml_available() -> bool:
@@ -40,10 +39,13 @@ class CoreMLBackend:
     def detail(self) -> str:
         return self.compute_units or "compute units as recorded, ALL by default"
 
-    def load(self, component: Component, stage: str, limit: float | None = None) -> PackageRunner:
-        """`limit`: seconds, None for the worker's. Raises WorkerFailure, BackendError off a Mac."""
+    def load(self, component: Packaged, stage: str, limit: float | None = None) -> StageRunner:
+        """`limit`: seconds for a package, None for the worker's. Raises WorkerFailure, BackendError off a Mac."""
         require_coreml()
-        entry = component.manifest.stages[stage]
+        if component.parts(stage) is not None:
+            from ..hybrid.stages import StageInParts
+
+            return StageInParts.loaded(component, stage, lambda parts, name: self.load(parts, name, limit))
         worker = self.worker or shared_worker()
-        model: RemoteModel = worker.load(component.package(stage), self.compute_units or entry.compute_units, limit=limit)
-        return PackageRunner(model, entry.window)
+        model: RemoteModel = worker.load(component.package(stage), self.compute_units or component.compute_units(stage), limit=limit)
+        return PackageRunner(model, component.window(stage))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..library import Component
-from .base import PackageRunner
+from .base import Packaged, PackageRunner, StageRunner
 
 
 class ReferenceBackend:
@@ -12,7 +11,11 @@ class ReferenceBackend:
     name = "reference"
     detail = "cpu"
 
-    def load(self, component: Component, stage: str) -> PackageRunner:
+    def load(self, component: Packaged, stage: str) -> StageRunner:
         from ..reference import ReferenceModel  # brings coremltools in, which the torch backend does not need
 
-        return PackageRunner(ReferenceModel(component.package(stage)), component.manifest.stages[stage].window)
+        if component.parts(stage) is not None:
+            from ..hybrid.stages import StageInParts
+
+            return StageInParts.loaded(component, stage, self.load)
+        return PackageRunner(ReferenceModel(component.package(stage)), component.window(stage))

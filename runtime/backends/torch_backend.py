@@ -20,7 +20,7 @@ from ...models.synthesizer import Synthesizer
 from ..config import OptimizationConfig
 from ..devices import best_device, full_precision
 from ..library import CONTENT_ENCODER, PITCH, Component
-from .base import Tensors
+from .base import Packaged, StageRunner, Tensors
 
 # Frames of the content encoder's convolutions at a time. On the CPU a second of them stays in the cache; Metal's
 # convolutions refuse more than 65,536 elements along an axis, and the first layer makes 64 of each frame.
@@ -54,7 +54,11 @@ class TorchBackend:
     def detail(self) -> str:
         return self.device if self.precision == "fp32" else f"{self.device}, {self.precision}"
 
-    def load(self, component: Component, stage: str) -> TorchRunner:
+    def load(self, component: Packaged, stage: str) -> StageRunner:
+        return component.in_torch(stage, self)
+
+    def network_runner(self, component: Component, stage: str) -> TorchRunner:
+        """A stage of a library's component, at any length."""
         module = self.stage(component, stage)
         if self.precision == "fp16" and stage in HALF_STAGES:
             module = copy.deepcopy(module).half()

@@ -32,8 +32,8 @@ class WindowedBackend(TorchBackend):
     def __init__(self) -> None:
         super().__init__("cpu", OptimizationConfig.for_cpu())
 
-    def load(self, component: Component, stage: str) -> TorchRunner:
-        runner = super().load(component, stage)
+    def network_runner(self, component: Component, stage: str) -> TorchRunner:
+        runner = super().network_runner(component, stage)
         runner.window = component.manifest.stages[stage].window
         return runner
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UsageError
 from ..files import atomic_folder, write_json
 from ..goldens import recorded_speech
 from ..library import Library
@@ -87,6 +88,7 @@ def write_bundle(
         report("golden vectors", 0.0)
         speech = recorded_speech()
         made = capture(opened, voice, speech.samples / np.abs(speech.samples).max(), options)
+        _require_packages(made)
         folder = BundleFolder(temporary)
         report("packages", 0.5)
         for name, component in components_of(made).items():
@@ -100,6 +102,15 @@ def write_bundle(
         (temporary / PAGE).write_text(integration_page(contract, temporary), encoding="utf-8")
         report("done", 1.0)
     return contract
+
+
+def _require_packages(made: Capture) -> None:
+    """Raises UsageError where part of a stage is PyTorch's, which an app has not."""
+    for name, component in components_of(made).items():
+        if component.manifest.stages[name].plan is not None:
+            raise UsageError(
+                f"the {name} of the {component.title} has operations in PyTorch, which an app has not: convert it without them"
+            )
 
 
 def _write_vectors(made: Capture, folder: BundleFolder) -> None:

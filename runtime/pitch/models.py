@@ -6,10 +6,10 @@ import torch
 
 from ...models.pitch_network import PitchNetwork
 from ...models.rmvpe import Rmvpe
+from ..backends.base import PlacedRunner
 from ..backends.torch_backend import TorchBackend
 from ..library import Library
 from ..placement.placement import Placement
-from ..placement.stage import PlacedStage
 
 
 class LibraryPitchModels:
@@ -17,7 +17,7 @@ class LibraryPitchModels:
 
     def __init__(self, library: Library, placement: Placement) -> None:
         self.library = library
-        self.loaded: dict[str, PlacedStage] = {}
+        self.loaded: dict[str, PlacedRunner] = {}
         self.rmvpe_padding = "constant"
         self._placement = placement
         self._hosts = placement.torch_backends
@@ -31,7 +31,7 @@ class LibraryPitchModels:
         verified = [stage.verify() for stage in self.loaded.values()]
         return all(verified)
 
-    def stage(self, kind: str) -> PlacedStage:
+    def stage(self, kind: str) -> PlacedRunner:
         """The runner of one kind. Raises LibraryError where the library lacks it."""
         if kind not in self.loaded:
             self.loaded[kind] = self._placement.stage(self.library.pitch_model(kind), "pitch")

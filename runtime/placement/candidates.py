@@ -74,5 +74,5 @@ def check_units(chosen: Mapping[str, str], backend: Backend) -> None:
 
 
 def units_for(stage: str, chosen: Mapping[str, str]) -> str | None:
-    """What was chosen for a stage by its name, else for all."""
-    return chosen.get(stage, chosen.get(EVERY_STAGE))
+    """What was chosen for a stage by its name, for a part ("decoder.p0") by its stage's too, else for all."""
+    return chosen.get(stage, chosen.get(stage.partition(".")[0], chosen.get(EVERY_STAGE)))

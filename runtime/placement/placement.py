@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ... import __version__
 from ...errors import RvcCoremlError
-from ..backends.base import Backend
+from ..backends.base import Backend, Packaged
 from ..backends.coreml_backend import CoreMLBackend, coreml_available
 from ..backends.torch_backend import TorchBackend
 from ..config import OptimizationConfig
-from ..library import Component
 from ..worker.client import shared_worker
 from ..worker.system import system_facts
 from .candidates import Candidate, candidates_of, check_units, units_for
@@ -23,6 +22,10 @@ from .program import program_key
 from .record import is_usable, known_entry, own_entry, serving_order, with_entry
 from .stage import PlacedStage
 from .trial import LEAST_PREDICTION_SECONDS, UNSTARTED, Trial
+
+if TYPE_CHECKING:
+    from ..hybrid.parts import Parts
+    from ..hybrid.stages import StageInParts
 
 # Of what is left of a start's time, for one candidate. The Neural Engine's compiler takes its time or ten times that;
 # without it packages load in about a second (a HiFi-GAN: 32 to 67 s against 1.3 s, measured by coreml-audio-research).
@@ -78,6 +81,7 @@ class Placement:
         self.candidates = candidates_of(backend)
         self.chosen = dict(compute_units or {})
         self.stages: dict[tuple[str, str], PlacedStage] = {}
+        self._in_parts: dict[tuple[str, str], StageInParts] = {}
         self.budget = Budget(self.config.first_sound_seconds)
         self.slow_on = ""  # the stage for which the Neural Engine was slow: the others leave it alone until they are tuned
         self.unstarted = ""  # why Core ML's process does not start: it is not asked again
@@ -109,14 +113,38 @@ class Placement:
         """Those among the candidates."""
         return [item.backend for item in self.candidates if isinstance(item.backend, TorchBackend)]
 
-    def stage(self, component: Component, name: str) -> PlacedStage:
-        """A stage that is ready. Raises StrictError, and what the last candidate raises where it cannot be loaded."""
+    def stage(self, component: Packaged, name: str) -> PlacedStage | StageInParts:
+        """A stage that is ready; of one in parts each package has its own place.
+
+        Raises StrictError, and what the last candidate raises where it cannot be loaded.
+        """
+        place = (str(component.build), name)
+        if place in self._in_parts:
+            return self._in_parts[place]
+        if self.in_parts(component, name):
+            from ..hybrid.stages import StageInParts
+
+            self._in_parts[place] = StageInParts.loaded(component, name, self.placed, self.torch_backends[-1])
+            return self._in_parts[place]
+        return self.placed(component, name)
+
+    def placed(self, component: Packaged, name: str) -> PlacedStage:
+        """A stage or part that is one package, ready."""
         place = (str(component.build), name)
         if not self.stages:
             self.start_worker()
         if place not in self.stages:
             self.stages[place] = PlacedStage(component, name, self)
         return self.stages[place]
+
+    def in_parts(self, component: Packaged, stage: str) -> bool:
+        """Whether a stage runs in parts here; PyTorch runs the network itself."""
+        return not isinstance(self.backend, TorchBackend) and component.parts(stage) is not None
+
+    def units(self, component: Packaged, stage: str) -> list[tuple[Packaged, str]]:
+        """What of a stage has a place of its own: itself, or the packages of its parts."""
+        parts = component.parts(stage) if self.in_parts(component, stage) else None
+        return [(component, stage)] if parts is None else [(parts, name) for name in cast("Parts", parts).names]
 
     def verify(self) -> bool:
         """Run every stage's golden again; False where one has moved on and what came since is to be computed again."""
@@ -132,11 +160,11 @@ class Placement:
         """For reports: a row for every stage, with what it ran on and what is known of its candidates."""
         return [self._row(stage.component, stage.stage, stage) for stage in self.stages.values()]
 
-    def known(self, component: Component, stage: str) -> dict[str, Any]:
+    def known(self, component: Packaged, stage: str) -> dict[str, Any]:
         """A row of the table for a stage that is not loaded."""
         return self._row(component, stage, None)
 
-    def _row(self, component: Component, stage: str, placed: PlacedStage | None) -> dict[str, Any]:
+    def _row(self, component: Packaged, stage: str, placed: PlacedStage | None) -> dict[str, Any]:
         record, package = self.record(component, stage), self.package(component)
         rows = []
         for candidate in self.candidates:
@@ -153,7 +181,7 @@ class Placement:
             "candidates": rows,
         }
 
-    def expected(self, component: Component, stage: str) -> Candidate | None:
+    def expected(self, component: Packaged, stage: str) -> Candidate | None:
         """What a start would choose by what is known; None where nothing usable is."""
         record, package = self.record(component, stage), self.package(component)
         queue = self.queue(component, stage)
@@ -161,7 +189,7 @@ class Placement:
 
     # What follows is for the stages.
 
-    def queue(self, component: Component, stage: str) -> list[Candidate]:
+    def queue(self, component: Packaged, stage: str) -> list[Candidate]:
         """The candidates in the order in which this stage tries them."""
         by_name = {candidate.name: candidate for candidate in self.candidates}
         order = [by_name[name] for name in serving_order(self.record(component, stage), list(by_name))]
@@ -189,18 +217,18 @@ class Placement:
             return None
         return max(LEAST_PREDICTION_SECONDS, self.config.prediction_factor * golden_seconds)
 
-    def package(self, component: Component) -> str:
+    def package(self, component: Packaged) -> str:
         """What tells one conversion of a program from another."""
-        return component.manifest.build
+        return component.build_id
 
-    def key(self, component: Component, stage: str) -> Key | None:
+    def key(self, component: Packaged, stage: str) -> Key | None:
         """Under which this machine remembers a stage's program; None where nothing is remembered: no Core ML, no such package."""
         place = (str(component.build), stage)
         if place not in self._keys:
             self._keys[place] = self._made_key(component, stage) if self.uses_core_ml else None
         return self._keys[place]
 
-    def record(self, component: Component, stage: str) -> Record:
+    def record(self, component: Packaged, stage: str) -> Record:
         """What is known."""
         key = self.key(component, stage)
         if key is None:
@@ -210,7 +238,7 @@ class Placement:
             self._records[key.digest] = found if found.get("key") == asdict(key) else {}
         return self._records[key.digest]
 
-    def remember(self, component: Component, stage: str, candidate: Candidate, trial: Trial, anew: bool = False) -> None:
+    def remember(self, component: Packaged, stage: str, candidate: Candidate, trial: Trial, anew: bool = False) -> None:
         """Add what a trial found; `anew` also where it was known to be usable. That no process starts holds for this command only."""
         if trial.verdict == UNSTARTED:
             self.unstarted = trial.reason
@@ -228,13 +256,13 @@ class Placement:
 
         self._records[key.digest] = self._decisions.update(key.digest, change)
 
-    def settle(self, component: Component, stage: str, chosen: str | None) -> None:
+    def settle(self, component: Packaged, stage: str, chosen: str | None) -> None:
         """Note what tuning chose."""
         key = self.key(component, stage)
         if key is not None:
             self._records[key.digest] = self._decisions.update(key.digest, lambda old: {**old, "tuned": True, "chosen": chosen})
 
-    def _made_key(self, component: Component, stage: str) -> Key | None:
+    def _made_key(self, component: Packaged, stage: str) -> Key | None:
         with suppress(RvcCoremlError):
             facts = self._system = self._system or system_facts()
             program = program_key(component.package(stage))
@@ -242,7 +270,7 @@ class Placement:
         return None
 
 
-def chosen_units(component: Component, stage: str) -> str | None:
+def chosen_units(component: Packaged, stage: str) -> str | None:
     """The compute units that this machine found for a stage; None where it has found none, or PyTorch."""
     if not coreml_available():
         return None

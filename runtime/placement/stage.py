@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ...errors import LibraryError, StrictError
 from ...golden_outputs.golden import Golden
-from ..backends.base import StageRunner, Tensors, predict_arrays
-from ..goldens import GATE, stage_goldens
-from ..library import Component
+from ..backends.base import Packaged, StageRunner, Tensors, predict_arrays
+from ..goldens import GATE
 from .candidates import NEURAL_ENGINE, Candidate
 from .record import age, is_usable, known_entry, own_entry
 from .trial import BROKEN, LEAST_PREDICTION_SECONDS, SLOW, Trial, attempt, limit_predictions, reason_of, unload, verdict_of, wrong
@@ -31,7 +30,7 @@ TUNE = "'rvc-coreml tune'"
 class PlacedStage:
     """Predicts as a StageRunner does. The last candidate is trusted: it defines correct."""
 
-    def __init__(self, component: Component, stage: str, owner: Placement) -> None:
+    def __init__(self, component: Packaged, stage: str, owner: Placement) -> None:
         self.component = component
         self.stage = stage
         self.trials: dict[str, Trial] = {}
@@ -163,7 +162,7 @@ class PlacedStage:
     def _gate(self, candidate: Candidate) -> Golden:
         """The golden that a candidate has to reproduce; for Core ML also those that the watch goes by."""
         if GATE not in self._goldens or (candidate.is_core_ml and self._watch is None):
-            found = stage_goldens(self.component, self.stage, None if candidate.is_core_ml else (GATE,))
+            found = self.component.goldens(self.stage, None if candidate.is_core_ml else (GATE,))
             if GATE not in found:
                 raise LibraryError(f"the golden outputs of the {self.component.title}, {self.stage}, lack the case {GATE!r}")
             if candidate.is_core_ml:

@@ -12,9 +12,8 @@ from ...errors import BackendError, RvcCoremlError, WorkerFailure
 from ...golden_outputs.golden import Golden
 from ...golden_outputs.metrics import Comparison
 from ...golden_outputs.thresholds import Verdict, judge, usable
-from ..backends.base import PackageRunner, StageRunner, predict_arrays
+from ..backends.base import Packaged, PackageRunner, StageRunner, predict_arrays
 from ..backends.coreml_backend import CoreMLBackend
-from ..library import Component
 from .candidates import Candidate
 from .record import WHEN
 
@@ -57,7 +56,7 @@ class Trial:
 
 def attempt(
     candidate: Candidate,
-    component: Component,
+    component: Packaged,
     stage: str,
     goldens: Sequence[Golden],
     load_limit: float | None = None,
@@ -92,17 +91,17 @@ def attempt(
     return trial
 
 
-def load(candidate: Candidate, component: Component, stage: str, limit: float | None = None) -> StageRunner:
+def load(candidate: Candidate, component: Packaged, stage: str, limit: float | None = None) -> StageRunner:
     """`limit` is Core ML's, in seconds."""
     if isinstance(candidate.backend, CoreMLBackend):
         return candidate.backend.load(component, stage, limit=limit)
     return candidate.backend.load(component, stage)
 
 
-def precision_of(candidate: Candidate, component: Component, stage: str) -> str:
+def precision_of(candidate: Candidate, component: Packaged, stage: str) -> str:
     """Whose limits a candidate's outputs are judged by."""
     backend = candidate.backend
-    return str(getattr(backend, "precision", component.manifest.stages[stage].precision))
+    return str(getattr(backend, "precision", component.precision(stage)))
 
 
 def limit_predictions(runner: StageRunner, seconds: float | None) -> None:

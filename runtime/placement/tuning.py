@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, UsageError
-from ..backends.base import StageRunner, predict_arrays
+from ..backends.base import Packaged, StageRunner, predict_arrays
 from ..backends.coreml_backend import CoreMLBackend, require_coreml
 from ..config import OptimizationConfig
-from ..goldens import GATE, stage_goldens
+from ..goldens import GATE
 from ..library import Component, Library
 from .candidates import STAGES, Candidate
 from .decisions import Decisions
@@ -49,24 +50,25 @@ def tune(
     config = config or OptimizationConfig.load("coreml")
     placement = Placement(backend or CoreMLBackend(), notify, config=config, decisions=decisions)
     work = [
-        (component, stage)
+        unit
         for component in _components(library, voices)
         for stage in component.manifest.stages
         if stages is None or stage in stages
+        for unit in placement.units(component, stage)
     ]
     if not work:
         raise UsageError(f"{library.path} has none of the stages {', '.join(stages or ())}: there is nothing to tune")
     placement.start_worker()
-    before: Component | None = None
+    before: Path | None = None
     for number, (component, stage) in enumerate(work):
 
         def report(step: str, share: float, number: int = number) -> None:
             progress(step, (number + share) / len(work))
 
-        if component is not before:  # memory holds one voice's network, however many the library has
+        if component.build != before:  # memory holds one voice's network, however many the library has
             for torch in placement.torch_backends:
                 torch.release()
-        before = component
+        before = component.build
         tune_stage(placement, component, stage, report, again)
     progress("done", 1.0)
     return [placement.known(component, stage) for component, stage in work]
@@ -79,7 +81,7 @@ def _components(library: Library, voices: Collection[str] | None) -> list[Compon
     return [*shared, *(library.pitch_model(kind) for kind in library.pitch_kinds()), *chosen]
 
 
-def tune_stage(placement: Placement, component: Component, stage: str, progress: Progress, again: bool = False) -> None:
+def tune_stage(placement: Placement, component: Packaged, stage: str, progress: Progress, again: bool = False) -> None:
     """Measure one stage's candidates and note the fastest correct one."""
     record = placement.record(component, stage)
     names = [candidate.name for candidate in placement.candidates]
@@ -96,9 +98,9 @@ def tune_stage(placement: Placement, component: Component, stage: str, progress:
     placement.settle(component, stage, fastest(placement.record(component, stage), names))
 
 
-def _measured(placement: Placement, component: Component, stage: str, candidate: Candidate) -> bool:
+def _measured(placement: Placement, component: Packaged, stage: str, candidate: Candidate) -> bool:
     """Try a candidate with all goldens and all the time there is, and remember what came of it; whether it is correct."""
-    goldens = stage_goldens(component, stage)
+    goldens = component.goldens(stage)
     ordered = [goldens[GATE], *(golden for case, golden in goldens.items() if case != GATE)]
     trial = attempt(candidate, component, stage, ordered, placement.config.load_limit)
     if trial.runner is not None:
@@ -116,7 +118,7 @@ def _measured(placement: Placement, component: Component, stage: str, candidate:
     return trial.usable
 
 
-def _second_load(placement: Placement, component: Component, stage: str, candidate: Candidate, trial: Trial) -> float:
+def _second_load(placement: Placement, component: Packaged, stage: str, candidate: Candidate, trial: Trial) -> float:
     """Seconds that loading takes once Core ML has compiled it; the first time is kept beside it."""
     trial.first_load_seconds = trial.load_seconds
     if trial.runner is not None:

@@ -64,8 +64,8 @@ class LevelWatch:
 
 
 def valid_frames(inputs: Mapping[str, torch.Tensor]) -> int:
-    """Of a window, by its mask."""
-    return int(inputs[VALID_INPUT].sum())
+    """Of a window, by its mask; 1 where there is none, and a value is looked at as a whole."""
+    return int(inputs[VALID_INPUT].sum()) if VALID_INPUT in inputs else 1
 
 
 def level(values: torch.Tensor, layout: Layout, valid: int) -> float:

@@ -210,7 +210,7 @@ def test_a_row_is_ordered_reasoned_and_no_looser_than_what_placement_asks(what: 
 
 
 def test_every_stage_and_the_pipeline_have_both_precisions() -> None:
-    stages = ("content_encoder", "text_encoder", "flow", "decoder", "pitch", "pipeline")
+    stages = ("content_encoder", "text_encoder", "flow", "decoder", "pitch", "pipeline", "part")
     assert set(LIMITS) == {(what, precision) for what in stages for precision in ("fp16", "fp32")}
 
 

@@ -8,13 +8,14 @@ import torch
 from rvc_coreml.errors import AudioError, LibraryError, UsageError
 from rvc_coreml.golden_outputs.metrics import compare
 from rvc_coreml.models import load_hubert, load_voice
-from rvc_coreml.runtime import segments, synthesis
+from rvc_coreml.runtime import segments
 from rvc_coreml.runtime.audio import recording_of, reflect_padded
 from rvc_coreml.runtime.config import OptimizationConfig
 from rvc_coreml.runtime.converter import VoiceConverter
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.noise import seeded_noise
 from rvc_coreml.runtime.pitch import coarse_pitch, estimate_pitch, shift_semitones
+from rvc_coreml.runtime.placement.stage import PlacedStage
 from rvc_coreml.runtime.segments import PAD, PAD_FRAMES
 
 VOICES = {"v2": 40000, "v1": 48000, "nof0": 40000, "v2_fp32": 40000}
@@ -162,13 +163,13 @@ def test_how_the_work_is_done_changes_nothing(small_library, speech, change):
 
 def test_synthesis_is_limited_to_what_is_kept_and_its_receptive_field(small_library, speech, monkeypatch):
     asked = {}
-    original = synthesis.PlacedStage.predict
+    original = PlacedStage.predict
 
     def watch(self, inputs, wanted=None):
         asked[self.stage] = max((value.shape[-1] for name, value in inputs.items() if name in ("z", "m_p")), default=0)
         return original(self, inputs, wanted)
 
-    monkeypatch.setattr(synthesis.PlacedStage, "predict", watch)
+    monkeypatch.setattr(PlacedStage, "predict", watch)
     VoiceConverter(small_library, "nof0", "torch").convert(speech[:32000], 16000)
     context = Library.open(small_library).voice("nof0").manifest.stages["decoder"].context
     assert asked["decoder"] == 198 + 2 * context

@@ -16,6 +16,6 @@ class WindowedTorch:
         self.torch = TorchBackend("cpu")
 
     def load(self, component: Component, stage: str) -> TorchRunner:
-        runner = self.torch.load(component, stage)
+        runner = self.torch.network_runner(component, stage)
         runner.window = component.manifest.stages[stage].window
         return runner
