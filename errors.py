@@ -6,6 +6,12 @@ anything else is a bug and is reported as one. Messages say what is wrong, where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .converters.preflight import Preflight
+
 
 def printable(text: str) -> str:
     """On one line; names out of files may hold anything, so what cannot be printed is escaped."""
@@ -94,6 +100,14 @@ class DownloadError(RvcCoremlError):
 
 class ConversionError(RvcCoremlError):
     """A conversion that did not produce a package worth keeping; nothing was written."""
+
+
+class FallbackError(ConversionError):
+    """Operations that would have to stay in PyTorch, where `strict` asked for none. `preflights` are what was found."""
+
+    def __init__(self, message: str, preflights: Sequence[Preflight] = ()) -> None:
+        super().__init__(message)
+        self.preflights = preflights
 
 
 class AuditError(ConversionError):

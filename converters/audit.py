@@ -7,9 +7,10 @@ equal bit for bit after rounding to the precision they are stored in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,6 +18,8 @@ from torch import nn
 from ..errors import AuditError, RvcCoremlError
 from ..models.stages import Stage
 from ..runtime.backends.torch_backend import TorchBackend
+from ..runtime.hybrid.graph import Graph, read_graph
+from ..runtime.hybrid.plan import PYTORCH, Plan
 from ..runtime.library import Component
 from ..runtime.reference.package import open_package
 from ..runtime.reference.program import Constant, Operation, TensorType
@@ -31,6 +34,7 @@ _SLOTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _TRANSPOSING = {"matmul"}  # a transposed parameter is folded into a transposed constant
 QUOTED = 5
+Package = tuple[Path, Mapping[str, str]]  # and the module of every operation in it
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def audit_component(component: Component) -> list[AuditProblem]:
     for name in component.manifest.stages:
         try:
             stage = backend.stage(component, name)
-            _report, found = _audit(component.package(name), stage, component.operations(name))
+            _report, found = _audit(*_packages(component, name), stage)
         except RvcCoremlError as error:
             found = [str(error)]
         except (OSError, ValueError) as error:
@@ -70,16 +74,40 @@ def audit_package(path: Path, stage: Stage, operations: Mapping[str, str]) -> Au
 
     Raises AuditError naming every constant that differs, has no counterpart, or is missing.
     """
-    report, problems = _audit(path, stage, operations)
+    return audit_parts([(path, operations)], stage)
+
+
+def audit_parts(packages: Sequence[Package], stage: Stage, elsewhere: Collection[str] = ()) -> AuditReport:
+    """The same for a stage in several packages; the parameters `elsewhere` are read in PyTorch, so packages may lack them."""
+    report, problems = _audit(packages, elsewhere, stage)
     if problems:
         more = f" and {len(problems) - QUOTED} more" if len(problems) > QUOTED else ""
         raise AuditError(f"the saved {stage.name} does not hold the checkpoint's weights: " + "; ".join(problems[:QUOTED]) + more)
     return report
 
 
-def _audit(path: Path, stage: Stage, operations: Mapping[str, str]) -> tuple[AuditReport, list[str]]:
+def parameters_in_pytorch(graph: Graph, plan: Plan) -> set[str]:
+    """Names of the parameters that operations in PyTorch read."""
+    nodes = {node.name: node for node in graph.nodes}
+    there = [nodes[name] for part in plan.parts if part.kind == PYTORCH for name in part.operations]
+    read = {name for node in there for name in node.references()}
+    return {tensor for value, tensor in graph.constants.items() if value in read}
+
+
+def _packages(component: Component, name: str) -> tuple[list[Package], set[str]]:
+    """A stage's packages with their operations' modules, and the parameters that are read in PyTorch. Raises PackageError."""
+    entry = component.manifest.stages[name]
+    if entry.plan is None:
+        return [(component.package(name), component.operations(name))], set()
+    path = component.package(name)
+    graph = read_graph(path.read_bytes(), str(path))
+    plan = Plan.of_json(entry.plan, graph, str(path))
+    modules: Any = component.operations(name)  # by part
+    return [(component.build / str(part.package), modules[part.name]) for part in plan.packages], parameters_in_pytorch(graph, plan)
+
+
+def _audit(packages: Sequence[Package], elsewhere: Collection[str], stage: Stage) -> tuple[AuditReport, list[str]]:
     """What was covered, and a sentence for every constant that is not right."""
-    function = read_function(open_package(path))
     expected = {
         name: parameter.detach().numpy()
         for name, parameter in stage.named_parameters()
@@ -87,6 +115,17 @@ def _audit(path: Path, stage: Stage, operations: Mapping[str, str]) -> tuple[Aud
     }
     matched: dict[str, int] = {}
     problems: list[str] = []
+    for path, operations in packages:
+        _audit_one(path, operations, expected, matched, problems)
+    problems += [f"{name} is missing" for name in expected if name not in matched and name not in elsewhere]
+    return AuditReport(len(matched), sum(matched.values())), problems
+
+
+def _audit_one(
+    path: Path, operations: Mapping[str, str], expected: Mapping[str, np.ndarray], matched: dict[str, int], problems: list[str]
+) -> None:
+    """Adds what one package holds to `matched`, and what is wrong with it to `problems`."""
+    function = read_function(open_package(path))
     for operation in function.operations:
         for slot, bindings in operation.inputs.items():
             for binding in bindings:
@@ -98,8 +137,6 @@ def _audit(path: Path, stage: Stage, operations: Mapping[str, str]) -> tuple[Aud
                     matched[found] = int(np.size(constant.value))
                 elif found is not None:
                     problems.append(found)
-    problems += [f"{name} is missing" for name in expected if name not in matched]
-    return AuditReport(len(matched), sum(matched.values())), problems
 
 
 def _bare(stage: nn.Module, name: str) -> str:

@@ -17,6 +17,7 @@ from ..runtime.files import output_errors, sha256
 from ..runtime.library import FORMAT_VERSION, MAX_NAME, Library
 from .conversion import Progress, convert_content_encoder, convert_voice
 from .many import index_beside
+from .opening import source_hash
 
 # What people keep beside their voices, as upstream and its forks name it.
 ENCODERS_BESIDE = ("hubert_base.pt", "contentvec_base.pt", "contentvec", "hubert_base")
@@ -43,7 +44,7 @@ def library_for(
         notify(remark)
     with _alone(cache_folder()) as folder:
         library, encoder = _library(folder, path, None if hubert is None else Path(hubert))
-        digest = sha256(path)
+        digest = source_hash(path)
         name = _name(path, digest, index)
         if not _holds_voice(library, name, digest):  # before the encoder: a file that is no voice should not cost that
             notify(f"converting {path.name} into {library.path}, once")

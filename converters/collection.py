@@ -18,7 +18,7 @@ from ..models.checkpoint.reading import PICKLE_MAGIC, ZIP_MAGIC, is_safetensors
 from ..runtime.library import MANIFEST
 from ..runtime.zips import SafeZip, is_torch_zip, is_zip_name
 
-WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt")
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".onnx")
 INDEX_MAGIC = b"IwFl"  # faiss IVF Flat, the only kind RVC tools write
 PACKAGE_SUFFIXES = (".mlpackage", ".mlmodelc")
 JUNK = "neither a voice, a feature index nor a zip archive"
@@ -68,7 +68,8 @@ class Item:
             try:
                 yield path
             except RvcCoremlError as error:
-                raise type(error)(str(error).replace(str(path), self.label)) from error
+                error.args = (str(error).replace(str(path), self.label),)
+                raise
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ class Collection:
         return not (self.candidates or self.indexes or self.failed or self.ignored)
 
 
-def collect(paths: Iterable[Path], library: Path) -> Collection:
+def collect(paths: Iterable[Path], library: Path | None = None) -> Collection:
     """Look into everything that was named, folders to their depth; `library` itself is passed over."""
     found = Collection()
     seen: set[Path] = set()
     for path in paths:
-        for file in _files(path, library.resolve(), found):
+        for file in _files(path, None if library is None else library.resolve(), found):
             real = file.resolve()
             if real not in seen:
                 seen.add(real)
@@ -130,7 +131,7 @@ def indexes_in(folder: Path) -> list[Index]:
     return found.indexes
 
 
-def _files(path: Path, library: Path, found: Collection) -> Iterator[Path]:
+def _files(path: Path, library: Path | None, found: Collection) -> Iterator[Path]:
     """Every file that a path stands for, in a fixed order."""
     if not path.is_dir():
         if path.is_file():
@@ -158,7 +159,7 @@ def _files(path: Path, library: Path, found: Collection) -> Iterator[Path]:
         yield from (folder / name for name in sorted(files) if (folder / name).is_file())
 
 
-def _closed(folder: Path, library: Path) -> str | None:
+def _closed(folder: Path, library: Path | None) -> str | None:
     """Why a folder is not looked into."""
     if folder.suffix in PACKAGE_SUFFIXES:
         return "a Core ML package"

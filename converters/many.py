@@ -6,20 +6,25 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import CheckpointError, LibraryError, PackageError, RvcCoremlError, UsageError, WrongCheckpointKind, printable
+from ..errors import CheckpointError, FallbackError, LibraryError, PackageError, RvcCoremlError, UsageError, WrongCheckpointKind, printable
 from ..models.checkpoint.voice import load_voice
 from ..models.config import PHONE_CHANNELS
 from ..models.stages import VOICE_STAGES
-from ..runtime.files import sha256
 from ..runtime.library import Component, Library
 from ..runtime.reference.package import open_package
 from ..runtime.retrieval import open_index
 from ..runtime.zips import is_torch_zip, is_zip_name
 from .collection import WEIGHT_SUFFIXES, Collection, Index, Item, Remark, collect, indexes_in
 from .conversion import Progress, convert_voice, parse_precisions
+from .fallback_options import Fallback, in_pytorch
+from .opening import open_voice, source_hash
 from .pairing import Choice, Pairing, fold
+from .preflight.findings import counted
+
+if TYPE_CHECKING:
+    from .preflight import Preflight
 
 
 class Convert(Protocol):
@@ -35,6 +40,9 @@ class Convert(Protocol):
         precision: str | list[str] = "fp16",
         licence: str | None = None,
         replace: bool = False,
+        keep_in_pytorch: Sequence[str] = (),
+        rewrites: Sequence[str] = (),
+        strict: bool = False,
         progress: Progress = ...,
     ) -> Component: ...
 
@@ -77,6 +85,7 @@ class Outcome:
                 "index": one.index,
                 "remark": one.remark,
                 "seconds": round(one.seconds, 2),
+                "in_pytorch": in_pytorch(one.component.manifest),
             }
             for one in self.converted
         ]
@@ -97,6 +106,11 @@ class Options:
     replace: bool = False
     name: str | None = None
     index: Path | None = None
+    fallback: Fallback = field(default_factory=Fallback)
+
+    def conversion(self) -> dict[str, Any]:
+        """Arguments of `convert_voice` that are the same for every voice."""
+        return {"precision": self.precision, "licence": self.licence, "replace": self.replace, **vars(self.fallback)}
 
 
 def is_one_voice(paths: Sequence[Path]) -> bool:
@@ -120,6 +134,42 @@ def convert_collection(
     if options.name is not None or options.index is not None:
         _require_one_voice(found)
     return _Run(target, options, found, progress, convert).run()
+
+
+def check_collection(paths: Sequence[Path], options: Options, *, progress: Progress) -> tuple[dict[str, list[Preflight]], list[str]]:
+    """The preflight of every voice that is found, by its label, and a sentence for each file that could not be read.
+
+    Voices of one configuration are one network and are checked once. A single file's complaint is raised. Raises UsageError
+    for the options, or where no voice was found.
+    """
+    from .examination import check_checkpoint
+
+    paths = list(paths)
+    if is_one_voice(paths):
+        progress("reading", 0.0)
+        return {str(paths[0]): check_checkpoint(open_voice(paths[0], paths[0].stem), options.precision, options.fallback)}, []
+    found: dict[str, list[Preflight]] = {}
+    known: dict[str, list[Preflight]] = {}
+    collection = collect(paths)
+    problems = [f"{remark.source} {remark.reason}" for remark in collection.failed]
+    for position, item in enumerate(collection.candidates):
+        progress(item.stem, position / len(collection.candidates))
+        try:
+            with item.opened() as path:
+                opened = open_voice(path, item.stem)
+        except WrongCheckpointKind:
+            continue
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        shape = repr([opened.details[key] for key in ("version", "f0", "config")])
+        if shape not in known:
+            known[shape] = check_checkpoint(opened, options.precision, options.fallback)
+        found[item.label] = known[shape]
+    if not found and not problems:
+        raise UsageError(f"{', '.join(map(str, paths))}: no voice here")
+    progress("done", 1.0)
+    return found, problems
 
 
 def index_beside(voice: Path) -> tuple[Path | None, str | None]:
@@ -174,6 +224,8 @@ class _Run:
             except CheckpointError as error:
                 likely = Path(item.name).suffix.lower() in WEIGHT_SUFFIXES
                 (self.outcome.failed if likely else self.outcome.ignored).append(_remark(item.label, error))
+            except FallbackError as error:
+                self.outcome.failed.append(_staying(item.label, error))
             except RvcCoremlError as error:
                 self.outcome.failed.append(_remark(item.label, error))
             except MemoryError:
@@ -189,7 +241,7 @@ class _Run:
         start = time.perf_counter()
         report("reading", 0.0)
         with item.opened() as path:
-            digest = sha256(path)
+            digest = source_hash(path)
             done = self.known.get(digest, [])
             version = str(done[0].manifest.details["version"]) if done else load_voice(path).version
             choice = self._choose(item, version)
@@ -210,16 +262,7 @@ class _Run:
         options = self.options
 
         def convert(index: Path | None) -> Component:
-            return self.convert(
-                path,
-                self.library.path,
-                name=name,
-                index=index,
-                precision=options.precision,
-                licence=options.licence,
-                replace=options.replace,
-                progress=report,
-            )
+            return self.convert(path, self.library.path, name=name, index=index, progress=report, **options.conversion())
 
         if choice.index is None:
             return convert(None)
@@ -250,6 +293,8 @@ class _Run:
             if self.options.name not in (None, manifest.name):
                 continue
             if {stage: entry.precision for stage, entry in manifest.stages.items()} != self.precisions:
+                continue
+            if not self.options.fallback.made(manifest):
                 continue
             if self.options.licence is not None and _licence(component) != self.options.licence:
                 continue
@@ -283,6 +328,14 @@ class _Run:
 def _remark(label: str, error: RvcCoremlError) -> Remark:
     """An error of one file, without the file's name at its start."""
     return Remark(label, str(error).removeprefix(printable(label)).lstrip(": "))
+
+
+def _staying(label: str, error: FallbackError) -> Remark:
+    """The number of operations and where they are listed; a table has no room for a list of them."""
+    count = sum(len(preflight.findings) for preflight in error.preflights)
+    if not count:
+        return _remark(label, error)
+    return Remark(label, f"{counted(count, 'operation')} would stay in PyTorch, and --strict allows none: --check lists them")
 
 
 def _by_source(library: Library) -> dict[str, list[Component]]:
@@ -319,7 +372,7 @@ def _require_whole(index: Path, version: str) -> None:
 
 def _digest(item: Item) -> str:
     with item.opened() as path:
-        return sha256(path)
+        return source_hash(path)
 
 
 def _same_content(one: Item, other: Item) -> bool:
@@ -328,7 +381,7 @@ def _same_content(one: Item, other: Item) -> bool:
 
 def _licence(component: Component) -> str | None:
     try:
-        specification = open_package(component.package(VOICE_STAGES[0])).specification
-    except PackageError:
+        specification = open_package(next(path for stage in VOICE_STAGES for path in component.packages(stage))).specification
+    except (PackageError, StopIteration):
         return None
     return specification.description.metadata.license

@@ -79,12 +79,27 @@ class BlockRow(nn.Module):
         return x
 
 
+class Doubling(nn.ConvTranspose2d):
+    """Twice the frames and bins, kernel 3. Exported as a transposed convolution without padding and a crop of its result.
+
+    That is equal, and Core ML computes output padding differently on its devices (coremltools issue 2281).
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 3, stride=2, padding=1, output_padding=1)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return super().forward(input, output_size)
+        return F.conv_transpose2d(input, self.weight, self.bias, self.stride)[:, :, 1:, 1:]
+
+
 class DecoderRow(nn.Module):
     """Twice the frames and bins, then the encoder's output of that level beside it, then blocks."""
 
     def __init__(self, channels: int, out: int, blocks: int) -> None:
         super().__init__()
-        self.conv1 = nn.ModuleDict({"0": nn.ConvTranspose2d(channels, out, 3, stride=2, padding=1, output_padding=1)})
+        self.conv1 = nn.ModuleDict({"0": Doubling(channels, out)})
         self.conv2 = nn.ModuleList(ConvBlock(2 * out if index == 0 else out, out) for index in range(blocks))
 
     def forward(self, x: Tensor, skip: Tensor, low: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -211,7 +226,7 @@ class Rmvpe(PitchNetwork):
         del statistics
         x = prepared.transpose(1, 2).unsqueeze(1)
         rows = None if mask is None else mask.unsqueeze(-1)
-        if not torch.jit.is_tracing():
+        if not torch.compiler.is_exporting():
             self._arrange(x)
         chunk = self.chunk or (CPU_CHUNK if x.device.type == "cpu" and x.shape[2] > CPU_WHOLE else None)
         x = self.cnn(_masked(self.unet(x, rows, chunk), rows))

@@ -90,7 +90,7 @@ def torch_stage(library: Path, stage: str) -> TorchRunner:
     if stage == "content_encoder":
         network: Any = backend.network(opened.content_encoder())
         return TorchRunner(content_encoder_stage(network, CONTENT_FRAMES), "cpu")
-    return backend.load(first_voice(opened), stage)
+    return backend.network_runner(first_voice(opened), stage)
 
 
 def first_voice(library: Library) -> Component:

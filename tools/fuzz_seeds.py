@@ -9,7 +9,7 @@ from typing import Any
 import coremltools.converters.mil as mil
 import numpy as np
 from coremltools.converters.mil.mil import types
-from rvc_coreml.converters.mlprogram import quiet
+from rvc_coreml.converters.quiet import quiet
 from rvc_coreml.coremltools_import import ct
 
 mb: Any = mil.Builder  # its operations are attached at run time, so it has no static type

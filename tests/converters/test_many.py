@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rvc_coreml.converters.collection import JUNK, collect
 from rvc_coreml.converters.many import Options, Outcome, convert_collection, index_beside, is_one_voice
-from rvc_coreml.errors import ConversionError, IncompleteCheckpoint, UsageError
+from rvc_coreml.converters.preflight import Finding, Preflight
+from rvc_coreml.errors import ConversionError, FallbackError, IncompleteCheckpoint, UsageError
 from rvc_coreml.models.stages import VOICE_STAGES
 from rvc_coreml.runtime.files import sha256
 from rvc_coreml.runtime.library import Component, Manifest, StageEntry
@@ -61,6 +62,17 @@ def convert(*paths: Path, library: Path, options: Options = FP16, conversions: C
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mixed_folder(tmp_path_factory.mktemp("mixed") / "voices")
+
+
+def test_what_strict_refuses_is_counted_and_not_listed_in_the_table(tmp_path: Path) -> None:
+    archive = tmp_path / "pack.zip"
+    write_zip(archive, ("zipped.pth", write_voice(tmp_path / "zipped.pth")))
+    finding = Finding("tanh", "aten.tanh.default", "dec", "", (), (), "unwanted", "", "", (), 1)
+    conversions = Conversions()
+    conversions.fails["zipped"] = FallbackError("a list of both", [Preflight("decoder", 9, 9, (finding, finding))])
+    outcome, _ = convert(archive, library=tmp_path / "library", conversions=conversions)
+    said = "2 operations would stay in PyTorch, and --strict allows none: --check lists them"
+    assert [(remark.source, remark.reason) for remark in outcome.failed] == [(f"{archive}: zipped.pth", said)]
 
 
 def test_everything_in_a_mixed_folder_is_converted_or_explained(mixed: Path, tmp_path: Path, temporary: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from rvc_coreml.runtime.reference import ReferenceModel
 from torch import Tensor
 
-from .programs import _frozen_heap, note_executed
+from .programs import _quietly, note_executed
 
 TARGETS = {name: getattr(ct.target, name) for name in ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")}
 PRECISIONS = {"fp32": ct.precision.FLOAT32, "fp16": ct.precision.FLOAT16}
@@ -27,7 +27,7 @@ def convert_torch(
         for index, example in enumerate(examples)
     ]
     traced = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.trace(module.eval(), tuple(examples), check_trace=False)
-    with _frozen_heap():
+    with _quietly():
         model = ct.convert(
             traced,
             convert_to="mlprogram",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 import warnings
@@ -39,7 +38,7 @@ def build_program(build: Callable[..., Any], inputs: Sequence[np.ndarray], opset
 
 def convert_program(program: Any, precision: str = "fp32", opset: str = "iOS17") -> Any:
     """Without optimisation passes, so that the package holds the operations as they were built."""
-    with _frozen_heap():
+    with _quietly():
         return ct.convert(
             program,
             convert_to="mlprogram",
@@ -69,7 +68,7 @@ def write_program(program: Any, path: Path, opset: str = "iOS17") -> Path:
 def convert_module(module: torch.nn.Module, examples: Sequence[torch.Tensor], precision: str = "fp32", opset: str = "iOS17") -> Any:
     """Traced and converted as users do it; inputs are named in0, in1, ..."""
     traced = torch.jit.trace(module.eval(), tuple(examples))
-    with _frozen_heap():
+    with _quietly():
         return ct.convert(
             traced,
             inputs=[ct.TensorType(name=f"in{index}", shape=tuple(example.shape)) for index, example in enumerate(examples)],
@@ -214,12 +213,7 @@ def _tensor(value: Any) -> Any:
 
 
 @contextmanager
-def _frozen_heap() -> Iterator[None]:
-    """coremltools collects garbage after each conversion, which takes 0.15 s unless the heap is set aside."""
-    gc.freeze()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*has been renamed", category=UserWarning)
-            yield
-    finally:
-        gc.unfreeze()
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has been renamed", category=UserWarning)
+        yield
