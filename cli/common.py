@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 JSON_HELP = "Print JSON on standard output and nothing else there."
 FUNCTION_HELP = "Function of a package that has several; its default one otherwise."
 NUMERICS_HELP = "declared, float32, float64 or ane (a stress test; ane:RULE,RULE applies some rules); reference executor."
+NARROWEST, WIDEST = 60, 140  # columns of wrapped text
 _BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -125,6 +127,11 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
             progress.update(task, description=step.replace("_", " "), completed=share)
 
         yield report
+
+
+def terminal_width() -> int:
+    """Columns for wrapped text: the terminal's, within what reads well."""
+    return min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:

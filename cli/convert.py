@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import JSON_HELP, note, one_line, print_json, progress_bar, table, warn_of_embedder
+from .fallback import fallback_options, require_output, show_check, strict_report
 
 if TYPE_CHECKING:
     from ..converters.many import Options, Outcome
+    from ..converters.opening import Opened
     from ..runtime.library import Component
 
 PRECISION_HELP = "fp16 or fp32"
+PATTERN_HELP = "an operation (aten.tanh) or a module (encoder.layers.0)"
+STAGE_PATTERN_HELP = "an operation (aten.tanh) or a module (dec.ups.0), STAGE:PATTERN for one stage,"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Convert a HuBERT file, an RVC voice or a pitch model into a model library.
+    """Convert a HuBERT file, a voice or a pitch model into a model library, or any PyTorch module into packages.
 
     \b
     Examples:
@@ -28,39 +32,71 @@ def command() -> None:
       rvc-coreml convert voice singer.pth -o library
       rvc-coreml convert voice voices/ more.zip -o library
       rvc-coreml convert pitch rmvpe.pt -o library
+      rvc-coreml convert voice singer.pth --check
+      rvc-coreml convert module my_models:denoiser -o denoiser
     """
 
 
-def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help=JSON_HELP),
-        click.option("--replace", is_flag=True, help="Take the place of one that was made from another file."),
-        click.option("--license", "licence", metavar="TEXT", help="Licence of the weights, kept in the packages' metadata."),
-        click.option(
-            "-o", "--output", "library", required=True, metavar="LIB", help="Model library to write to; made if it does not exist."
-        ),
-    ):
-        function = option(function)
-    return function
+def _shared(patterns: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = click.option("--json", "as_json", is_flag=True, help=JSON_HELP)(function)
+        function = fallback_options(patterns)(function)
+        for option in (
+            click.option("--replace", is_flag=True, help="Take the place of one that was made from another file."),
+            click.option("--license", "licence", metavar="TEXT", help="Licence of the weights, kept in the packages' metadata."),
+            click.option("-o", "--output", "library", metavar="LIB", help="Model library to write to; made if it does not exist."),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--precision", default="fp16", show_default=True, help=f"{PRECISION_HELP}.")
-@_shared
-def hubert(file: Path, library: str, precision: str, licence: str | None, replace: bool, as_json: bool) -> None:
+@_shared(PATTERN_HELP)
+def hubert(file: Path, library: str | None, precision: str, check: bool, as_json: bool, **options: Any) -> None:
     """Convert a content encoder: hubert_base.pt, or a Hugging Face directory or file.
 
     \b
-    Example:
+    Examples:
       rvc-coreml convert hubert hubert_base.pt -o library
+      rvc-coreml convert hubert hubert_base.pt --check
     """
     from ..converters.conversion import convert_content_encoder
+    from ..converters.opening import open_content_encoder
 
+    _one_file(file, library, precision, check, as_json, options, open_content_encoder, convert_content_encoder)
+
+
+def _one_file(
+    file: Path,
+    library: str | None,
+    precision: str,
+    check: bool,
+    as_json: bool,
+    options: dict[str, Any],
+    opening: Callable[[Path], Opened],
+    convert: Callable[..., Component],
+) -> None:
+    """Check or convert a file of one stage."""
+    require_output(library, check)
+    if check:
+        _check(opening(file), file, precision, options, as_json)
+        return
     start = time.perf_counter()
-    with progress_bar() as progress:
-        component = convert_content_encoder(file, library, precision=precision, licence=licence, replace=replace, progress=progress)
-    _report(component, library, time.perf_counter() - start, as_json)
+    with strict_report(as_json), progress_bar() as progress:
+        component = convert(file, library, precision=precision, progress=progress, **options)
+    _report(component, str(library), time.perf_counter() - start, as_json)
+
+
+def _check(opened: Opened, file: Path, precision: str | list[str], options: dict[str, Any], as_json: bool) -> None:
+    from ..converters.examination import check_checkpoint
+    from ..converters.fallback_options import Fallback
+
+    fallback = Fallback(options["keep_in_pytorch"], options["rewrites"], options["strict"])
+    show_check({str(file): check_checkpoint(opened, precision, fallback)}, fallback.strict, as_json)
 
 
 @command.command()
@@ -78,18 +114,22 @@ def hubert(file: Path, library: str, precision: str, licence: str | None, replac
     show_default=True,
     help=f"{PRECISION_HELP}, or STAGE=PRECISION for one stage (text_encoder, flow, decoder); may be given several times.",
 )
-@_shared
+@_shared(STAGE_PATTERN_HELP)
 def voice(
     paths: tuple[Path, ...],
-    library: str,
+    library: str | None,
     name: str | None,
     index: Path | None,
     precision: tuple[str, ...],
     licence: str | None,
     replace: bool,
+    check: bool,
+    strict: bool,
+    keep_in_pytorch: tuple[str, ...],
+    rewrites: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Convert RVC voices: .pth or .safetensors, v1 or v2, with or without f0.
+    """Convert RVC voices: .pth, .safetensors or .onnx, v1 or v2, with or without f0.
 
     PATH is a file, a folder (searched to its depth), a zip archive, or several of them. Each feature index goes to the
     voice that it names, where its width fits. What the library has already is skipped; everything else is explained.
@@ -100,21 +140,29 @@ def voice(
       rvc-coreml convert voice singer.pth --index added_singer.index -o library
       rvc-coreml convert voice singer.pth --precision decoder=fp32 -o library
       rvc-coreml convert voice voices/ downloads/*.zip -o library
+      rvc-coreml convert voice singer.pth --check
     """
-    from ..converters.many import Options, convert_collection, is_one_voice
+    from ..converters.fallback_options import Fallback
+    from ..converters.many import Options, check_collection, convert_collection, is_one_voice
 
-    options = Options(list(precision), licence, replace, name, index)
+    require_output(library, check)
+    options = Options(list(precision), licence, replace, name, index, Fallback(keep_in_pytorch, rewrites, strict))
+    if check:
+        with progress_bar() as progress:
+            found, problems = check_collection(paths, options, progress=progress)
+        show_check(found, strict, as_json, problems)
+        return
     if is_one_voice(paths):
-        _one_voice(paths[0], library, options, as_json)
+        _one_voice(paths[0], str(library), options, as_json)
         return
     with progress_bar() as progress:
-        outcome = convert_collection(paths, library, options, progress=progress)
+        outcome = convert_collection(paths, str(library), options, progress=progress)
     for converted in outcome.converted:
         _warn(converted.component)
     if as_json:
         print_json({"library": library, **outcome.as_dict()})
     else:
-        _show(outcome, library)
+        _show(outcome, str(library))
     if outcome.failed:
         click.get_current_context().exit(1)
 
@@ -125,17 +173,8 @@ def _one_voice(file: Path, library: str, options: Options, as_json: bool) -> Non
 
     start = time.perf_counter()
     index, remark = (options.index, None) if options.index is not None else index_beside(file)
-    with progress_bar() as progress:
-        component = convert_voice(
-            file,
-            library,
-            name=options.name,
-            index=index,
-            precision=options.precision,
-            licence=options.licence,
-            replace=options.replace,
-            progress=progress,
-        )
+    with strict_report(as_json), progress_bar() as progress:
+        component = convert_voice(file, library, name=options.name, index=index, progress=progress, **options.conversion())
     if remark:
         note(remark)
     _report(component, library, time.perf_counter() - start, as_json)
@@ -144,14 +183,14 @@ def _one_voice(file: Path, library: str, options: Options, as_json: bool) -> Non
 def _show(outcome: Outcome, library: str) -> None:
     """One line for each voice and each file that needs a word; files of other kinds are counted."""
     from ..converters.collection import JUNK
+    from ..converters.fallback_options import in_pytorch_text
 
     rows = [
         ["converted", one_line(one.source), f"{one.component.manifest.name!r}, {_with_index(one.index)}, {one.seconds:.0f} s"]
         for one in outcome.converted
     ]
     for one in outcome.converted:
-        if one.remark:
-            rows.append(["", "", one_line(one.remark)])
+        rows += [["", "", one_line(line)] for line in (one.remark, *in_pytorch_text(one.component.manifest)) if line]
     rows += [["skipped", one_line(one.source), f"{one.name!r}: {one_line(one.reason)}"] for one in outcome.skipped]
     rows += [["failed", one_line(one.source), one_line(one.reason)] for one in outcome.failed]
     rows += [["ignored", one_line(one.source), one_line(one.reason)] for one in outcome.ignored if one.reason != JUNK]
@@ -168,11 +207,14 @@ def _with_index(index: str | None) -> str:
 
 
 def _report(component: Component, library: str, seconds: float, as_json: bool) -> None:
+    from ..converters.fallback_options import in_pytorch, in_pytorch_text
+
     manifest = component.manifest
     _warn(component)
     if as_json:
-        stages = {name: vars(entry) for name, entry in manifest.stages.items()}
-        print_json({"library": library, "kind": manifest.kind, "name": manifest.name, "seconds": round(seconds, 2), "stages": stages})
+        stages = {name: {key: value for key, value in vars(entry).items() if key != "plan"} for name, entry in manifest.stages.items()}
+        own = {"kind": manifest.kind, "name": manifest.name, "seconds": round(seconds, 2), "stages": stages}
+        print_json({"library": library, **own, "in_pytorch": in_pytorch(manifest)})
         return
     click.echo(f"{one_line(component.title)} from {manifest.source['file']}, in {library}, {seconds:.0f} s")
     rows = [
@@ -180,6 +222,8 @@ def _report(component: Component, library: str, seconds: float, as_json: bool) -
         for name, entry in manifest.stages.items()
     ]
     click.echo(table(["stage", "precision", "window", "audit", "SNR (reference against PyTorch)"], rows))
+    for line in in_pytorch_text(manifest):
+        click.echo(one_line(line))
 
 
 def _warn(component: Component) -> None:
@@ -187,10 +231,13 @@ def _warn(component: Component) -> None:
     from ..golden_outputs.thresholds import Verdict, limit
 
     warn_of_embedder(component)
+    if component.manifest.details.get("metadata", {}).get("notes"):
+        note(f"{component.title}: {component.manifest.details['metadata']['notes']}")
     for name, entry in component.manifest.stages.items():
         wanted = limit(name, entry.precision, "snr_db")
         if entry.reference_snr_db is not None and wanted.band(entry.reference_snr_db) is not Verdict.GOOD:
             note(f"{name} has {entry.reference_snr_db:.1f} dB, and validate asks for {wanted.good:g} dB: convert it with --precision fp32")
 
 
-from . import convert_pitch as convert_pitch  # noqa: E402 - registers itself in the group above
+from . import convert_module as convert_module  # noqa: E402 - register themselves in the group above
+from . import convert_pitch as convert_pitch  # noqa: E402

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import progress_bar
-from .convert import PRECISION_HELP, _report, _shared, command
+from .convert import PATTERN_HELP, PRECISION_HELP, _one_file, _shared, command
 
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--precision", default="fp16", show_default=True, help=f"{PRECISION_HELP}.")
-@_shared
-def pitch(file: Path, library: str, precision: str, licence: str | None, replace: bool, as_json: bool) -> None:
+@_shared(PATTERN_HELP)
+def pitch(file: Path, library: str | None, precision: str, check: bool, as_json: bool, **options: Any) -> None:
     """Convert a pitch model: rmvpe.pt, fcpe_c_v001.pt, or CREPE's full.pth or tiny.pth.
 
     Which of them a file is shows in its entries. A library holds one of each kind; infer then offers it as --f0-method,
     and takes the best there is where none is named.
 
     \b
-    Example:
+    Examples:
       rvc-coreml convert pitch rmvpe.pt -o library
+      rvc-coreml convert pitch rmvpe.pt --check
     """
     from ..converters.conversion import convert_pitch
+    from ..converters.opening import open_pitch
 
-    start = time.perf_counter()
-    with progress_bar() as progress:
-        component = convert_pitch(file, library, precision=precision, licence=licence, replace=replace, progress=progress)
-    _report(component, library, time.perf_counter() - start, as_json)
+    _one_file(file, library, precision, check, as_json, options, open_pitch, convert_pitch)

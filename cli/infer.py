@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..runtime.planning import Job
     from ..runtime.session import Session
 
-VOICE_ENDINGS = {".pth", ".pt", ".safetensors"}
+VOICE_ENDINGS = {".pth", ".pt", ".safetensors", ".onnx"}
 FILES, MODEL, RUNNING = "Files", "Model", "Running"
 _option = functools.partial(click.option, cls=GroupedOption)
 
@@ -38,7 +38,7 @@ _option = functools.partial(click.option, cls=GroupedOption)
     metavar="LIB",
     group=MODEL,
     aliases=("--library", "--pth-path", "--model-name"),
-    help="Model library written by convert; or a voice.pth, converted once and kept in a cache.",
+    help="Model library written by convert; or a voice.pth or .onnx, converted once and kept in a cache.",
 )
 @_option("--voice", metavar="NAME", group=MODEL, help="Voice of the library; may be left out where it has one.")
 @_option("--hubert", type=click.Path(path_type=Path), metavar="FILE", group=MODEL, help="Content encoder for -m voice.pth.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import printable
-from .common import JSON_HELP, print_json
+from .common import JSON_HELP, print_json, table, terminal_width
 
 if TYPE_CHECKING:
     from ..runtime.reference.summary import FunctionSummary, Summary
@@ -20,15 +20,21 @@ if TYPE_CHECKING:
 def command(package: Path, as_json: bool) -> None:
     """Show what a package takes, gives, holds and computes.
 
-    For any ML Program package. FLOPs are counted from declared shapes, a multiplication and an addition as two.
+    For any ML Program package. FLOPs are counted from declared shapes, a multiplication and an addition as two. For a folder
+    of 'convert module': its parts, and what stays in PyTorch.
 
     \b
-    Example:
+    Examples:
       rvc-coreml inspect decoder.mlpackage
+      rvc-coreml inspect denoiser
     """
+    from ..runtime.hybrid.storage import GRAPH, is_hybrid
     from ..runtime.reference.limits import shown_bytes
     from ..runtime.reference.summary import summarize
 
+    if is_hybrid(package) or (package / GRAPH).is_file():  # a damaged one says what is damaged
+        _show_parts(package, as_json)
+        return
     summary = summarize(package)
     if as_json:
         print_json(_json(summary))
@@ -41,6 +47,30 @@ def command(package: Path, as_json: bool) -> None:
     click.echo(f"  weight files: {shown_bytes(summary.weight_bytes)}")
     for index, function in enumerate(summary.functions):
         _show(function, default=index == 0 and len(summary.functions) > 1)
+
+
+def _show_parts(folder: Path, as_json: bool) -> None:
+    from ..runtime.hybrid.report import HybridReport
+    from ..runtime.hybrid.storage import read_folder
+
+    stored = read_folder(folder)
+    report = HybridReport(stored.name, stored.plan)
+    if as_json:
+        print_json({"folder": str(folder), **report.as_dict(), "plan": stored.plan.as_dict()})
+        return
+    click.echo(f"{folder}\n")
+    rows = [
+        [
+            part.name,
+            part.package or "PyTorch",
+            part.precision or "-",
+            str(len(part.operations)),
+            *(", ".join(f"{printable(seam.value)} {seam.shape}" for seam in side) or "-" for side in (part.inputs, part.outputs)),
+        ]
+        for part in stored.plan.parts
+    ]
+    click.echo(table(["part", "runs in", "precision", "operations", "takes", "gives"], rows))
+    click.echo(f"\n{report.text(terminal_width())}")
 
 
 def _show(function: FunctionSummary, default: bool) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from .common import JSON_HELP, print_json, table
+
+if TYPE_CHECKING:
+    from ..runtime.library import StageEntry
 
 
 @click.command(name="list")
 @click.argument("library", metavar="LIB")
 @click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 def command(library: str, as_json: bool) -> None:
-    """List the content encoder and the voices of a model library.
+    """List the content encoder, the pitch models and the voices of a model library.
 
     \b
     Example:
       rvc-coreml list library
     """
-    from ..runtime.library import Library
+    from ..runtime.library import PITCH, Library
 
     components = Library.open(library).components()
     if as_json:
@@ -30,6 +35,7 @@ def command(library: str, as_json: bool) -> None:
                 "name": manifest.name,
                 "source": manifest.source,
                 "precision": precisions,
+                "packages": {name: entry.packages() for name, entry in manifest.stages.items()},
                 "index": manifest.index,
             }
             entries.append({**own, **manifest.details})
@@ -41,8 +47,18 @@ def command(library: str, as_json: bool) -> None:
         if manifest.kind == "voice":
             pitch = "f0" if details["f0"] else "no f0"
             what = f"{details['version']}, {details['sample_rate'] // 1000}k, {pitch}, {details['speakers']} speakers"
+        elif manifest.kind == PITCH:
+            what = "pitch"
         else:
             what = "features for " + " and ".join(details["versions"]) + " voices"
-        precisions = ", ".join(f"{name} {entry.precision}" for name, entry in manifest.stages.items())
-        rows.append([component.title, what, precisions, "stored" if manifest.index else "-", manifest.source["file"]])
+        stages = ", ".join(f"{name} {_form(entry)}" for name, entry in manifest.stages.items())
+        rows.append([component.title, what, stages, "stored" if manifest.index else "-", manifest.source["file"]])
     click.echo(table(["component", "what", "stages", "index", "from"], rows))
+
+
+def _form(entry: StageEntry) -> str:
+    """ "fp16", or "fp16 (2 packages and PyTorch)"."""
+    if entry.plan is None:
+        return entry.precision
+    count = len(entry.packages())
+    return f"{entry.precision} ({count} package{'s' * (count != 1)} and PyTorch)"

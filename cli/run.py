@@ -60,9 +60,12 @@ def command(
       rvc-coreml run model.mlpackage inputs.npz --numerics float64 --intermediates values
     """
     from ..runtime.files import atomic_folder, require_writable, same_file
+    from ..runtime.hybrid.storage import is_hybrid
     from ..runtime.packages import check_arrays_name, load_package, read_arrays, write_arrays
     from ..runtime.reference import ReferenceModel
 
+    if is_hybrid(package):
+        raise UsageError(f"{package} is a network in parts, not one package: load it with rvc_coreml.HybridModel.load({str(package)!r})")
     if output is None and intermediates is None:
         raise UsageError("nothing would be kept: name a file with -o, or a folder with --intermediates")
     if output is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,31 @@ from support.checkpoints import SMALL_HUBERT, small_config, write_small_hubert, 
 
 # Small networks on shared cores spend hundreds of times their work waiting for a second thread.
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:  # the same for processes that tests start beside other workers' tests
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 AUDIO = Path(__file__).parent.parent / "golden_outputs" / "audio"
+LONGEST = (
+    "test_full_size.py",
+    "cli/test_bad_input.py",
+    "converters/test_conversion.py",
+    "runtime/reference/test_fuzz.py",
+    "test_planted_faults.py",
+    "cli/test_commands.py",
+    "runtime/placement/test_faults.py",
+    "runtime/test_validation.py",
+    "cli/test_tune.py",
+    "cli/test_validate.py",
+    "cli/test_convert_many.py",
+    "runtime/test_upstream_pipeline.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With several workers a file stays with one, and so do all operations: the last of their files asks what the others ran."""
+    """With several workers a file stays with one, and so do all operations: the last of their files asks what the others ran.
+
+    The longest files begin, so that none of them is left to one worker at the end.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -34,7 +55,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             folder = file.rpartition("/")[0]
             return folder if folder.endswith("/ops") else file
 
+        def _assign_work_unit(self, node: Any) -> None:
+            for file in LONGEST:
+                if f"tests/{file}" in self.workqueue:
+                    self.workqueue.move_to_end(f"tests/{file}", last=False)
+                    break
+            super()._assign_work_unit(node)
+
     return ByFile(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_conversion() -> Iterator[None]:
+    """As this project converts, also where a test calls coremltools itself; and without its search for garbage at the end."""
+    from coremltools.converters import _converters_entry
+    from rvc_coreml.converters.passes import unchecked_passes
+
+    with pytest.MonkeyPatch.context() as patch, unchecked_passes():
+        patch.setattr(_converters_entry, "gc", SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 @pytest.fixture(autouse=True)

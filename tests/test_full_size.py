@@ -26,8 +26,9 @@ VOICES = {"v2_40k": ("v2", 40, True), "v2_40k_nof0": ("v2", 40, False), "v1_48k"
 
 @pytest.fixture(scope="module", autouse=True)
 def all_threads():
-    """Full-size networks gain from every core."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Full-size networks gain from every core that no other worker needs."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
 

@@ -46,7 +46,8 @@ class Calls:
 
 @pytest.fixture
 def library(small_library: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(small_library, tmp_path / "library"))
+    """The encoder and `v2`."""
+    return Path(shutil.copytree(small_library, tmp_path / "library", ignore=shutil.ignore_patterns("v1", "nof0", "v2_fp32")))
 
 
 @pytest.fixture

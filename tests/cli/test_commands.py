@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ def rvc(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS], ["convert", "hubert"], ["convert", "voice"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [[], *[[name] for name in COMMANDS], *[["convert", kind] for kind in ("hubert", "voice", "pitch", "module")]], ids=" ".join
+)
 def test_every_command_has_help_and_those_that_work_an_example(command):
     result = rvc(*command, "--help")
     assert result.exit_code == 0
@@ -82,8 +85,6 @@ def test_infer_reports_as_json_and_says_which_backend_auto_is(small_library, spe
 
 
 def test_a_stored_index_is_used_as_much_as_is_asked_for(tmp_path, speech_file, small_library):
-    import shutil
-
     import faiss
 
     index = faiss.index_factory(768, "IVF4,Flat")
@@ -125,9 +126,26 @@ def test_list_names_everything(small_library):
     assert [component["name"] for component in listed if component["kind"] == "voice"] == ["nof0", "v1", "v2", "v2_fp32"]
 
 
-def test_validate_reports_as_json_and_fails_with_exit_code_one(small_library, tmp_path):
-    import shutil
+def test_list_tells_pitch_models_and_stages_in_parts(small_library, tmp_path):
+    voice = Library.open(small_library).voice("v2")
+    for folder in (tmp_path / "voices" / "v2", tmp_path / "pitch" / "rmvpe"):
+        shutil.copytree(voice.folder, folder)
+    manifest = json.loads((voice.folder / "manifest.json").read_text())
+    entry = manifest["stages"]["flow"]
+    pitch = {**manifest, "kind": "pitch", "name": "rmvpe", "stages": {"pitch": entry}, "details": {"settings": {}}}
+    (tmp_path / "pitch" / "rmvpe" / "manifest.json").write_text(json.dumps(pitch))
+    parts = [{"package": "flow.mlpackage"}, {"package": None}, {"package": "decoder.mlpackage"}]
+    manifest["stages"]["flow"] = {**entry, "plan": {"parts": parts}}
+    (tmp_path / "voices" / "v2" / "manifest.json").write_text(json.dumps(manifest))
+    shown = rvc("list", tmp_path).stdout
+    assert "pitch model 'rmvpe'" in shown
+    assert "flow fp16 (2 packages and PyTorch), decoder fp16  " in shown
+    listed = {component["name"]: component["packages"] for component in json.loads(rvc("list", tmp_path, "--json").stdout)["components"]}
+    assert listed["v2"]["flow"] == ["flow.mlpackage", "decoder.mlpackage"]
+    assert listed["rmvpe"] == {"pitch": ["flow.mlpackage"]}
 
+
+def test_validate_reports_as_json_and_fails_with_exit_code_one(small_library, tmp_path):
     result = json.loads(rvc("validate", small_library, "--json").stdout)
     assert result["passed"]
     assert all(check["passed"] for check in result["checks"])

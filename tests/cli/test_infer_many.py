@@ -202,7 +202,9 @@ def test_a_voice_file_in_place_of_a_library_is_converted_first(cache: list[tuple
     assert result.exit_code == 0, result.stderr
     assert cache == [(tmp_path / "singer.pth", Path("hubert.pt"), True, True)]
     assert soundfile.info(str(tmp_path / "out.wav")).samplerate == 40000
-    assert "--voice" in one_sentence(rvc("infer", source, tmp_path / "b.wav", "-m", tmp_path / "singer.pth", "--voice", "nof0"))
+    for name in ("singer.pth", "singer.onnx"):
+        said = one_sentence(rvc("infer", source, tmp_path / "b.wav", "-m", tmp_path / name, "--voice", "nof0"))
+        assert f"{name} is one voice" in said
 
 
 def test_a_voice_file_that_is_not_there_is_not_called_a_library(tmp_path: Path) -> None:
