@@ -277,7 +277,10 @@ def test_ctrl_c_leaves_a_worker_that_can_be_asked(tmp_path: Path, package: Path,
     process, worker = parent(tmp_path, package, what)
     time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
+    try:
+        out, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()  # where the signal was ignored
     assert out.strip() == "usable"
     assert gone(worker)
     assert process.returncode == 0
