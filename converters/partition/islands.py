@@ -30,7 +30,7 @@ def _sentence(count: int, crossings: int, work: float) -> str:
     plural = "crossing" if crossings == 1 else "crossings"
     if work == 0:
         return f"it only moves data between operations in PyTorch: {named} would cost {crossings} {plural} and save nothing"
-    return f"{named} would cost {crossings} {plural} and save {work:g}, the price of leaving {'them' if count > 1 else 'it'} in PyTorch"
+    return f"{named} would cost {crossings} {plural} and save {work:.3g}, the price of leaving {'them' if count > 1 else 'it'} in PyTorch"
 
 
 def _islands(problem: Problem, step: Step) -> list[list[str]]:

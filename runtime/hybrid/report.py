@@ -55,7 +55,7 @@ class HybridReport:
         lines = textwrap.wrap(f"{self.name}: {counted}; {stay}", width, subsequent_indent="  ")
         groups: dict[tuple[str, str], list[str]] = {}
         for finding in self.plan.findings:
-            place = " ".join(str(finding.get(key)) for key in ("module", "source") if finding.get(key))
+            place = ", ".join(str(finding.get(key)) for key in ("module", "source") if finding.get(key))
             said = f"{finding.get('name', '')} ({finding.get('operation', '')}{f', {place}' if place else ''})"
             groups.setdefault((str(finding.get("rule", "")), str(finding.get("reason", ""))), []).append(said)
         for (rule, reason), names in groups.items():
