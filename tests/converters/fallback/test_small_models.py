@@ -6,6 +6,7 @@ Every network is partitioned in the quick suite; some of them are converted ther
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 LEAST_SNR = 45.0  # dB, mean removed, in half precision
+DEVICE_SNR = 40.0  # dB, of Core ML's own arithmetic
 LARGEST_ERROR = 1e-5  # of the peak, or of 1 where that is larger, in single precision
 QUICK = {  # the furthest from plain networks, in one precision and the other
     "changing_buffer": "fp16",
@@ -66,24 +68,29 @@ def test_all_convert_and_agree_with_pytorch(name: str, precision: str) -> None:
     check(CASES[name], precision)
 
 
-def check(case: Case, precision: str) -> None:
-    """Convert, call twice on the reference backend, and compare everything: outputs, what was written to, and types."""
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts only on macOS")
+@pytest.mark.parametrize("name", QUICK)
+def test_some_agree_with_pytorch_through_the_real_core_ml(name: str) -> None:
+    check(CASES[name], "fp32", "coreml (CPU_ONLY)", backend="coreml", compute_units="CPU_ONLY")
+
+
+def check(case: Case, precision: str, runs_on: str = "reference", **where: Any) -> None:
+    """Convert, call twice on a backend, the reference executor unless told, and compare everything: outputs, what was written to, types."""
     args, kwargs = case.arguments()
     module, heard = case.build(), list[str]()
-    model = convert_module(
-        module, args, kwargs, name=case.name, precision=precision, backend="reference", notify=heard.append, **case.options
-    )
+    options = {"backend": "reference", **where, **case.options}
+    model = convert_module(module, args, kwargs, name=case.name, precision=precision, notify=heard.append, **options)
     found, wanted = (called(side, case) for side in (model, copy.deepcopy(module)))
     assert sorted(f"{finding['operation']} {finding['rule']}" for finding in model.plan.findings) == case.left(precision)
     assert model.report.operations_in_pytorch == len(model.plan.findings) < model.report.operations
-    assert set(model.executed_by.values()) <= {"reference"}, model.executed_by
+    assert set(model.executed_by.values()) <= {runs_on}, model.executed_by
     assert model.plan.packages
     assert {part.precision for part in model.plan.packages} == {precision}, heard
     assert pytree.tree_structure(found) == pytree.tree_structure(wanted)
     for ours, theirs in zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True):
         if isinstance(theirs, Tensor):
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-            agree(theirs.detach(), ours, precision)
+            agree(theirs.detach(), ours, precision if runs_on == "reference" else "device")
         else:
             assert ours == theirs
 
@@ -104,7 +111,8 @@ def called(model: HybridModel | torch.nn.Module, case: Case) -> Any:
 
 def agree(wanted: Tensor, found: Tensor, precision: str) -> None:
     reference, actual = (value.to(torch.float64).reshape(-1).numpy() for value in (wanted, found))
-    if precision == "fp16":
-        assert snr_db(reference, actual, 0, steady=True, centred=reference.size > 1) >= LEAST_SNR
+    if precision != "fp32":
+        least = LEAST_SNR if precision == "fp16" else DEVICE_SNR
+        assert snr_db(reference, actual, 0, steady=True, centred=reference.size > 1) >= least
     else:
         assert np.abs(reference - actual).max(initial=0.0) <= LARGEST_ERROR * max(1.0, np.abs(reference).max(initial=0.0))
