@@ -2,7 +2,7 @@
 
 Weights are found by their place, and an optimiser may have moved a factor from one place to another. So no network is
 handed on before it has made the graph's own audio. The graph is run by onnx's reference evaluator, operation by
-operation in numpy, with the convolutions done by torch; operations that could ask for any amount of memory are bounded.
+operation in numpy, with the convolutions done by torch; operations that ask for memory by a number are bounded.
 """
 
 from __future__ import annotations
