@@ -154,7 +154,7 @@ def _convert(
     _check_existing(library, opened, replaces)
     origin, stages = opened.source, opened.stages
     progress("checking", 0.0)
-    examined = examine(stages, precisions, fallback, probe=False)
+    examined = examine(stages, precisions, fallback, probe=fallback.strict)  # the probe takes seconds, and seldom finds anything
     if fallback.strict:
         require_packages_only([one.found for one in examined.values()])
     with library.write(opened.kind, opened.name) as folder:
@@ -224,9 +224,9 @@ def _convert_one(target: _Target, examined: Examined, strict: bool) -> StageEntr
     try:
         converted = convert_stage(target.stage, target.precision, examined.network)
     except ConversionError:
-        found = preflight(examined.network, precision=target.precision)  # with the probe, which costs seconds and is seldom needed
         if strict:
-            require_packages_only([found])
+            raise  # the probe has been asked already
+        found = preflight(examined.network, precision=target.precision)
         if not found.blocked:
             raise
         return _convert_parts(target, replace(examined, found=found))

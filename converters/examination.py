@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
 
 from ..errors import UsageError
 from ..models.stages import Stage
-from .exporting import ExportedNetwork, export_module
+from .exporting import ExportedNetwork
 from .fallback_options import Fallback
+from .mlprogram import export_stage
 from .opening import Opened
 from .precisions import parse_precisions
 from .preflight import Preflight, matched, preflight
@@ -22,11 +21,6 @@ class Examined:
 
     network: ExportedNetwork
     found: Preflight
-
-
-def export_stage(stage: Stage, rewrites: Collection[str] = ()) -> ExportedNetwork:
-    """The graph of a stage at its window. Raises ConversionError where torch.export cannot."""
-    return export_module(stage, tuple(torch.zeros(spec.shape) for spec in stage.inputs), name=stage.name, rewrites=rewrites)
 
 
 def examine(stages: Mapping[str, Stage], precisions: Mapping[str, str], fallback: Fallback, *, probe: bool = True) -> dict[str, Examined]:

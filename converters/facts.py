@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from .flops import flops_of, moves_only
 from .registry import operation_name
-from .sources import module_of, source_of
+from .sources import module_of, place, source_of
 
 UNKNOWN = -1  # a size that depends on data
 
@@ -48,9 +48,7 @@ class OperationFacts:
     @property
     def place(self) -> str:
         """For people: `dec.m_source (models/source.py:44)`."""
-        if not self.source:
-            return self.module or "the network itself"
-        return f"{self.module} ({self.source})" if self.module else self.source
+        return place(self.module, self.source)
 
 
 def operation_facts(node: fx.Node) -> OperationFacts:

@@ -5,6 +5,7 @@ The network is exported at its fixed window (`exporting`) and converted as one p
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from ..errors import ConversionError
 from ..models.stages import Stage
 from .exporting import ExportedNetwork, export_module
 from .parts import convert_part
+from .precisions import PRECISIONS
 
-PRECISIONS = ("fp16", "fp32")
 TARGET_NAME = "iOS17"
 COMPUTE_UNITS = "ALL"
 
@@ -29,9 +30,9 @@ class ConvertedStage:
     operation_counts: dict[str, int]
 
 
-def export_stage(stage: Stage) -> ExportedNetwork:
-    """A stage's graph at its window. Raises ConversionError where it cannot be exported."""
-    return export_module(stage, tuple(torch.zeros(spec.shape) for spec in stage.inputs), name=f"the {stage.name}")
+def export_stage(stage: Stage, rewrites: Collection[str] = ()) -> ExportedNetwork:
+    """The graph of a stage at its window. Raises ConversionError where torch.export cannot."""
+    return export_module(stage, tuple(torch.zeros(spec.shape) for spec in stage.inputs), name=stage.name, rewrites=rewrites)
 
 
 def convert_stage(stage: Stage, precision: str, network: ExportedNetwork | None = None) -> ConvertedStage:

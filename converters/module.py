@@ -22,9 +22,10 @@ from ..errors import ConversionError, UsageError
 from ..runtime.hybrid import Calling, Graph, HybridModel, run
 from ..runtime.hybrid.parts import GATE
 from .exporting import ExportedNetwork, export_module
+from .precisions import PRECISIONS
 from .preflight import preflight
 from .proving import agreement
-from .splitting import PRECISIONS, Split, split_network
+from .splitting import Split, split_network
 from .stored_graph import calling_of
 from .strict import require_packages_only
 

@@ -7,7 +7,7 @@ has the shape (1,). Inside, the part computes in PyTorch's own types.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from ..coremltools_import import ct
 from ..errors import ConversionError
+from ..runtime.hybrid.plan import Seam
 from .exporting import ExportedNetwork
 from .frontend import assembled
 from .passes import unchecked_passes
@@ -40,21 +41,6 @@ class PartError(ConversionError):
     def __init__(self, node: str | None, message: str) -> None:
         super().__init__(message)
         self.node = node
-
-
-@dataclass(frozen=True)
-class Seam:
-    """A value that goes into or comes out of a package: its shape and type in PyTorch, and the type it has in the package."""
-
-    value: str
-    shape: tuple[int, ...]
-    dtype: str
-    package_dtype: str
-
-    @property
-    def package_shape(self) -> tuple[int, ...]:
-        """Core ML has no tensors without axes."""
-        return self.shape or (1,)
 
 
 @dataclass(frozen=True)
@@ -103,8 +89,10 @@ def convert_part(
     """
     given, wanted = input_names or {}, output_names or {}
     part = part_program(network, names, given, wanted)
-    inputs = [ct.TensorType(name=given.get(seam.value, seam.value), shape=seam.package_shape, dtype=_numpy(seam)) for seam in part.inputs]
-    outputs = [ct.TensorType(name=wanted.get(seam.value, seam.value), dtype=_numpy(seam)) for seam in part.outputs]
+    takes = tuple(replace(seam, feature=given.get(seam.value, seam.value)) for seam in part.inputs)
+    gives = tuple(replace(seam, feature=wanted.get(seam.value, seam.value)) for seam in part.outputs)
+    inputs = [ct.TensorType(name=seam.feature, shape=seam.package_shape, dtype=_numpy(seam)) for seam in takes]
+    outputs = [ct.TensorType(name=seam.feature, dtype=_numpy(seam)) for seam in gives]
     with quiet(), unchecked_passes():
         try:
             try:
@@ -125,9 +113,8 @@ def convert_part(
     for operation in operations:
         if operation.op_type != "const":
             counts[operation.op_type] = counts.get(operation.op_type, 0) + 1
-    return ConvertedPart(
-        model, part.inputs, part.outputs, made, {name: modules.get(node, "") for name, node in made.items()}, dict(sorted(counts.items()))
-    )
+    modules_made = {name: modules.get(node, "") for name, node in made.items()}
+    return ConvertedPart(model, takes, gives, made, modules_made, dict(sorted(counts.items())))
 
 
 def _converted(part: PartProgram, inputs: list[Any], outputs: list[Any], precision: str, target: Any, skipped: Iterable[str]) -> Any:
@@ -283,7 +270,9 @@ class _Cut:
             raise PartError(node.name, f"{node.name} is no tensor of a fixed shape, so it cannot go into a package or come out of one")
         if value.is_complex() or value.dtype == torch.float64:
             raise PartError(node.name, f"{node.name} is {str(value.dtype).removeprefix('torch.')}, which no package can take or give")
-        return Seam(node.name, shape, str(value.dtype).removeprefix("torch."), "float32" if value.is_floating_point() else "int32")
+        return Seam(
+            node.name, node.name, shape, str(value.dtype).removeprefix("torch."), "float32" if value.is_floating_point() else "int32"
+        )
 
     def _at_seam(self, handle: int, node: fx.Node) -> fx.Node:
         """A result as the package gives it. Multiplied by 1 where coremltools may have no operation for it, which it needs at an output."""

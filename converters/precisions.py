@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-
-PRECISIONS = ("fp16", "fp32")
+from ..runtime.hybrid.plan import PRECISIONS
 
 
 def parse_precisions(values: list[str], stages: tuple[str, ...]) -> dict[str, str]:

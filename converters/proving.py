@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from torch import Tensor
 from ..errors import PackageError
 from ..golden_outputs.golden import Golden, Layout
 from ..golden_outputs.thresholds import PART, usable
+from ..runtime.hybrid.parts import entering_array
 from ..runtime.reference import ReferenceModel
-from .parts import ConvertedPart, Seam
+from .parts import ConvertedPart
 
 Values = Mapping[str, Tensor]
 
@@ -34,36 +33,27 @@ class Proof:
         return not self.problem
 
 
-@contextmanager
-def opened(part: ConvertedPart) -> Iterator[ReferenceModel]:
-    """A converted part in the reference executor; its files are gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="rvc-coreml-") as folder:
-        path = Path(folder) / "part.mlpackage"
-        part.model.save(str(path))
-        yield ReferenceModel(path)
+def opened(part: ConvertedPart) -> ReferenceModel:
+    """A converted part in the reference executor, from the package that coremltools keeps while this process lives."""
+    return ReferenceModel(Path(part.model.package_path))
 
 
-def prove(part: ConvertedPart, features: Mapping[str, str], cases: Sequence[Values]) -> Proof:
-    """Compare with PyTorch's values of the seams, by the graph's names, on every case; `features` are the package's names for them."""
+def prove(part: ConvertedPart, cases: Sequence[Values]) -> Proof:
+    """Compare with PyTorch's values of the seams, by the graph's names, on every case."""
     worst = Proof(np.inf)
     try:
-        with opened(part) as model:
-            for values in cases:
-                given = {features.get(seam.value, seam.value): array_of(values[seam.value], seam) for seam in part.inputs}
-                found = model.predict(given)
-                for seam in part.outputs:
-                    proof = agreement(values[seam.value], found[features.get(seam.value, seam.value)], seam.value)
-                    if not proof.right:
-                        return proof
-                    worst = min(worst, proof, key=lambda item: item.snr_db)
+        model = opened(part)
+        for values in cases:
+            given = {seam.feature: entering_array(values[seam.value], seam) for seam in part.inputs}
+            found = model.predict(given)
+            for seam in part.outputs:
+                proof = agreement(values[seam.value], found[seam.feature], seam.value)
+                if not proof.right:
+                    return proof
+                worst = min(worst, proof, key=lambda item: item.snr_db)
     except PackageError as error:
         return Proof(-np.inf, f"the reference executor cannot run it: {error}")
     return worst
-
-
-def array_of(value: Tensor, seam: Seam) -> np.ndarray:
-    """A value as it enters a package."""
-    return value.detach().cpu().to(torch.float32 if seam.package_dtype == "float32" else torch.int32).reshape(seam.package_shape).numpy()
 
 
 def agreement(wanted: Tensor, found: Any, what: str) -> Proof:
@@ -86,21 +76,20 @@ def agreement(wanted: Tensor, found: Any, what: str) -> Proof:
     return Proof(compared.snr_db, f"{what} agrees with PyTorch to {compared.snr_db:.1f} dB, at a level of {compared.level:.3g}")
 
 
-def first_wrong(part: ConvertedPart, features: Mapping[str, str], values: Values) -> str | None:
+def first_wrong(part: ConvertedPart, values: Values) -> str | None:
     """The first operation of the graph whose own value is wrong in the package; None where none of those that can be compared is.
 
     `values` has PyTorch's of every operation of the part. The last operation of the package that came from one of the
     graph's has its value, wherever it has its shape.
     """
     found: dict[str, Tensor] = {}
-    given = {features.get(seam.value, seam.value): array_of(values[seam.value], seam) for seam in part.inputs}
+    given = {seam.feature: entering_array(values[seam.value], seam) for seam in part.inputs}
     try:
-        with opened(part) as model:
-            for step in model.trace(given):
-                node = part.operations.get(step.step.operation.name)
-                results = [result for result in step.results.values() if isinstance(result, Tensor)]
-                if node is not None and len(results) == 1 and isinstance(values.get(node), Tensor):
-                    found[node] = results[0].clone()
+        for step in opened(part).trace(given):
+            node = part.operations.get(step.step.operation.name)
+            results = [result for result in step.results.values() if isinstance(result, Tensor)]
+            if node is not None and len(results) == 1 and isinstance(values.get(node), Tensor):
+                found[node] = results[0].clone()
     except PackageError:
         pass  # what ran until then
     for node in dict.fromkeys(part.operations.values()):

@@ -35,6 +35,13 @@ def source_of(node: fx.Node) -> str:
     return source_line(node.meta.get("stack_trace") or "")
 
 
+def place(module: str, source: str) -> str:
+    """For people: `dec.m_source (models/source.py:44)`."""
+    if not source:
+        return module or "the network itself"
+    return f"{module} ({source})" if module else source
+
+
 def source_line(trace: str) -> str:
     """The same for a stack trace as text, outermost call first."""
     frames = [(match["file"], match["line"]) for match in _FRAME.finditer(trace) if not match["file"].startswith(_MADE)]

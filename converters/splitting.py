@@ -6,6 +6,7 @@ precision, and loses the operation at fault where that does not help. What was s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,29 +17,32 @@ from torch.export.graph_signature import InputKind, TensorArgument
 
 from ..errors import ConversionError
 from ..runtime.hybrid import Graph, PartPlan, Plan, run
-from ..runtime.hybrid import Seam as PlannedSeam
 from .exporting import ExportedNetwork
 from .facts import OperationFacts, TensorFacts
 from .partition import Assignment, Operation, Prices, Problem, Step, cost, solve
-from .parts import ConvertedPart, PartError, Seam, convert_part, part_program
+from .parts import ConvertedPart, PartError, PartProgram, convert_part, part_program
+from .precisions import PRECISIONS
 from .preflight import Finding, Preflight
 from .preflight.values import picks_result
 from .proving import first_wrong, prove
 from .stored_graph import stored_graph
 from .strict import require_packages_only
 
-PRECISIONS = ("fp16", "fp32")
 MAX_ROUNDS = 12  # of partitioning, operation by operation; from then on parts that are not right stay in PyTorch as a whole
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Split:
-    """A network in parts. `models` has the package of every package part, not yet saved; `modules` its operations' modules."""
+    """A network in parts. `models` has the package of every package part, not yet saved; `modules` its operations' modules.
+
+    `operation_counts` are over all packages.
+    """
 
     plan: Plan
     models: dict[str, Any]
     modules: dict[str, dict[str, str]]
+    operation_counts: dict[str, int]
     graph: Graph
     tensors: dict[str, Tensor]
 
@@ -102,6 +106,7 @@ class _Splitting:
     progress: Report
     left: dict[str, Finding] = field(default_factory=dict)
     settled: dict[frozenset[str], _Settled] = field(default_factory=dict)
+    cuts: dict[frozenset[str], PartProgram] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.left = dict(self.found.blocked)
@@ -143,14 +148,20 @@ class _Splitting:
                 self._leave(step.operations if whole else left.names, left.rule, left.reason)
         return complete
 
+    def _cut(self, step: Step) -> PartProgram:
+        names = frozenset(step.operations)
+        if names not in self.cuts:
+            self.cuts[names] = part_program(self.network, names)
+        return self.cuts[names]
+
     def _has_input(self, step: Step) -> bool:
-        return bool(part_program(self.network, step.operations).inputs)
+        return bool(self._cut(step).inputs)
 
     def _values(self, steps: Sequence[Step]) -> list[dict[str, Tensor]]:
         """PyTorch's values of everything that crosses the seams of these parts, case by case."""
         seams: dict[str, None] = {}
         for step in steps:
-            part = part_program(self.network, step.operations)
+            part = self._cut(step)
             seams.update((seam.value, None) for seam in (*part.inputs, *part.outputs))
         return self._computed(tuple(seams)) if seams else []
 
@@ -170,7 +181,7 @@ class _Splitting:
             except PartError as error:
                 culprit = error.node or self._refused(step.operations, precision)
                 raise _Left([culprit], "refused", f"coremltools refuses it within its part: {error}") from error
-            proof = prove(converted, self.features, values)
+            proof = prove(converted, values)
             if proof.right:
                 note = "; ".join(problems)
                 if note:
@@ -201,10 +212,10 @@ class _Splitting:
         reason = f"its package does not compute what PyTorch does: {problem}"
         if converted is None:
             return _Left(step.operations, "wrong", reason)
-        part = part_program(self.network, step.operations)
+        part = self._cut(step)
         wanted = tuple(dict.fromkeys([*step.operations, *(seam.value for seam in part.inputs)]))
         for values in self._computed(wanted):
-            culprit = first_wrong(converted, self.features, values)
+            culprit = first_wrong(converted, values)
             if culprit is not None:
                 return _Left([culprit], "wrong", reason)
         culprit = next((seam.value for seam in converted.outputs if f", {seam.value} " in problem), converted.outputs[0].value)
@@ -227,16 +238,18 @@ class _Splitting:
         return self.network.node(name).target is picks_result()
 
     def _finished(self, assignment: Assignment) -> Split:
-        parts, models, modules = [], {}, {}
+        parts, models, modules, counts = [], {}, {}, Counter[str]()
         for number, step in enumerate(assignment.steps):
             name = f"p{number}"
             if step.kind == "pytorch":
                 parts.append(PartPlan(name, "pytorch", step.operations))
                 continue
             settled = self.settled[frozenset(step.operations)]
-            inputs, outputs = ((tuple(map(self._seam, side))) for side in (settled.converted.inputs, settled.converted.outputs))
-            parts.append(PartPlan(name, "package", step.operations, inputs, outputs, f"{name}.mlpackage", settled.precision, settled.note))
-            models[name], modules[name] = settled.converted.model, settled.converted.modules
+            made = settled.converted
+            file = f"{name}.mlpackage"
+            parts.append(PartPlan(name, "package", step.operations, made.inputs, made.outputs, file, settled.precision, settled.note))
+            models[name], modules[name] = made.model, made.modules
+            counts.update(made.operation_counts)
         findings = self._findings(assignment)
         there = [name for step in assignment.steps if step.kind == "pytorch" for name in step.operations if not self._picks(name)]
         totals = {
@@ -247,10 +260,7 @@ class _Splitting:
             "crossings": assignment.crossings,
         }
         plan = Plan(tuple(parts), tuple(asdict(finding) for finding in findings), totals, self.precision)
-        return Split(plan, models, modules, self.graph, self.tensors)
-
-    def _seam(self, seam: Seam) -> PlannedSeam:
-        return PlannedSeam(seam.value, self.features.get(seam.value, seam.value), seam.shape, seam.dtype, seam.package_dtype)
+        return Split(plan, models, modules, dict(sorted(counts.items())), self.graph, self.tensors)
 
     def _findings(self, assignment: Assignment) -> list[Finding]:
         """Of everything that stays in PyTorch, in the order of the graph; what picks a result goes without saying."""

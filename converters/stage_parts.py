@@ -68,14 +68,9 @@ def write_parts(
         graph.write_text(json.dumps(split.graph.to_json()) + "\n", encoding="utf-8")
         if lifted:
             save_tensors(folder / constants_name(stage.name), lifted)
-    counts: dict[str, int] = {}
-    for model in split.models.values():
-        for operation in model._mil_program.functions["main"].operations:  # noqa: SLF001 - as convert_part counts them
-            if operation.op_type != "const":
-                counts[operation.op_type] = counts.get(operation.op_type, 0) + 1
     packages = [(folder / str(part.package), split.modules[part.name]) for part in plan.packages]
     report = audit_parts(packages, stage, parameters_in_pytorch(split.graph, plan))
-    return StageParts(plan, graph.name, operations.name, dict(sorted(counts.items())), report.values)
+    return StageParts(plan, graph.name, operations.name, split.operation_counts, report.values)
 
 
 def _silent(_text: str) -> None:

@@ -32,6 +32,7 @@ TEMPORARY = ".golden-"  # beside the folder that is being written
 PIPELINE = "pipeline"
 WHAT = {what for what, _precision in LIMITS}  # stages and the pipeline
 PRODUCERS = ("rvc-coreml", "upstream")
+GATE = "full"  # the case that a package has to pass before it serves
 SALIENCE, SALIENCE_FLOOR = "salience", 6e-4  # a tenth of FCPE's voicing threshold, the lowest of the pitch models
 AUDIO = "audio"  # the output that is heard, of the decoder and of the pipeline
 CONSTANT = 2.0**-11  # deviation over RMS: below half precision's own step there is nothing but the mean

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import golden_outputs
 from ..errors import LibraryError
-from ..golden_outputs.golden import AGAIN, PIPELINE, Arrays, Golden, GoldenSet, Layout, read_manifest
+from ..golden_outputs.golden import AGAIN, GATE, PIPELINE, Arrays, Golden, GoldenSet, Layout, read_manifest
 from ..models.host import ContentHost, VoiceHost
 from ..models.hubert import Hubert
 from ..models.pitch_network import PitchNetwork
@@ -27,7 +27,6 @@ from ..models.synthesizer import Synthesizer, sample_prior
 from .library import Component
 from .pitch import F0_MAX, HOP, SAMPLE_RATE, coarse_pitch, estimate_pitch
 
-GATE = "full"  # the case that fills the window: what a stage has to pass before it serves
 CASES = (GATE, "edge", "short", "silence", "unvoiced", "loud", "speech")
 FEATURES = "features"  # the case of real features, where a recording was given some
 LONG_CASE, SHORT_CASE = 32, 12  # frames of `short`, `speech` and `features`, and of the rest: room for edges and a middle

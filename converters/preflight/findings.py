@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from textwrap import fill
 from typing import Any
 
+from ..sources import place
+
 PLACES_SHOWN = 40  # of one entry; the rest is counted, and as_dict has it
 WIDTH = 110
 LEFT = "leave it in PyTorch, which is what happens unless --strict"
@@ -35,10 +37,8 @@ class Finding:
 
     @property
     def place(self) -> str:
-        """ "dec.m_source (models/source.py:44)"."""
-        if not self.source:
-            return self.module or "the network itself"
-        return f"{self.module} ({self.source})" if self.module else self.source
+        """For people: `dec.m_source (models/source.py:44)`."""
+        return place(self.module, self.source)
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ def _places(found: list[Finding], width: int) -> list[str]:
     for finding in found:
         places.setdefault(finding.place, []).append(finding)
     lines = []
-    for place, here in list(places.items())[:PLACES_SHOWN]:
+    for where, here in list(places.items())[:PLACES_SHOWN]:
         shapes = f"{', '.join(here[0].inputs) or 'nothing'} -> {', '.join(here[0].outputs) or 'nothing'}"
         more = f" (and {len(here) - 1} more there)" if len(here) > 1 else ""
-        lines.append(_wrapped(f"at   {place}: {shapes}{more}", width))
+        lines.append(_wrapped(f"at   {where}: {shapes}{more}", width))
     return lines + _hidden(list(places.values())[PLACES_SHOWN:])
 
 

@@ -78,7 +78,7 @@ class HybridModel:
             where=str(stored.folder / "graph.json"),
             custom_operations=options.custom_operations,
         )
-        self.parts.constants(self._torch)
+        self._memory = _memory(self.parts.constants(self._torch).values())
         self.reset()
 
     @classmethod
@@ -188,7 +188,7 @@ class HybridModel:
         values = {name: value.detach().to(chain.device) if isinstance(value, Tensor) else value for name, value in given.items()}
         values |= {value: self._state[name] for value, name in self.graph.constants.items() if name in self._state}
         found = self._run(chain, values)
-        kept = _memory((*values.values(), *self.parts.constants(self._torch).values()))
+        kept = self._memory | _memory(values.values())
         own = {item.value: _apart(found[item.value], kept) for item in self.graph.outputs if isinstance(item, Ref)}
         with torch.no_grad():
             for name, value in self.graph.buffers.items():

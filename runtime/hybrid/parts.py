@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import LibraryError
-from ...golden_outputs.golden import Golden, GoldenSet, Layout
+from ...golden_outputs.golden import GATE, Golden, GoldenSet, Layout
 from ...golden_outputs.thresholds import PART
 from ..backends.base import StageRunner, Tensors
 from ..backends.torch_backend import TorchBackend
@@ -18,7 +18,6 @@ from .execute import Executable, Values, check_constants
 from .graph import DTYPES, Graph
 from .plan import PACKAGE, PartPlan, Plan, Seam
 
-GATE = "full"  # as goldens.GATE: the case that a package has to pass before it serves
 INT32 = torch.iinfo(torch.int32)
 TensorSource = Callable[[TorchBackend], Mapping[str, Tensor]]
 
@@ -175,7 +174,7 @@ def record_parts(
     try:
         for case, inputs in cases.items():
             values = executable({**constants, **inputs})
-            arrays = {name: _array(values[name], seam) for name, seam in seams.items()}
+            arrays = {name: entering_array(values[name], seam) for name, seam in seams.items()}
             for part in plan.packages:
                 given, wanted = ({seam.feature: arrays[seam.value] for seam in side} for side in (part.inputs, part.outputs))
                 layouts = {name: Layout(0, array.shape[0], 1) for name, array in wanted.items()}
@@ -185,8 +184,9 @@ def record_parts(
     return found
 
 
-def _array(value: Tensor, seam: Seam) -> np.ndarray:
+def entering_array(value: Tensor, seam: Seam) -> np.ndarray:
+    """The same as an array, unchecked."""
     return np.ascontiguousarray(entering(value.detach().cpu(), seam, checked=False).numpy())
 
 
-__all__ = ["GATE", "PACKAGE", "PartRunner", "Parts", "Unfit", "entering", "leaving", "record_parts"]
+__all__ = ["GATE", "PACKAGE", "PartRunner", "Parts", "Unfit", "entering", "entering_array", "leaving", "record_parts"]

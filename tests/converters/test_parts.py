@@ -10,8 +10,9 @@ import pytest
 import torch
 from rvc_coreml.converters.exporting import ExportedNetwork, export_module
 from rvc_coreml.converters.mlprogram import convert_stage
-from rvc_coreml.converters.parts import ConvertedPart, PartError, Seam, convert_part, part_program
+from rvc_coreml.converters.parts import ConvertedPart, PartError, convert_part, part_program
 from rvc_coreml.models.stages import voice_stage
+from rvc_coreml.runtime.hybrid.plan import Seam
 from rvc_coreml.runtime.reference import ReferenceModel
 from support import small_networks
 from support.exported_networks import Everything, Steps

@@ -10,7 +10,7 @@ import torch
 from rvc_coreml.converters.exporting import ExportedNetwork, export_module
 from rvc_coreml.converters.parts import convert_part
 from rvc_coreml.converters.stored_graph import calling_of, stored_graph
-from rvc_coreml.runtime.hybrid import HybridModel, PartPlan, Plan, Seam
+from rvc_coreml.runtime.hybrid import HybridModel, PartPlan, Plan
 from rvc_coreml.runtime.hybrid.graph import Graph
 
 Blocked = Callable[[str], bool]
@@ -46,11 +46,7 @@ def planned(network: ExportedNetwork, graph: Graph, blocked: Blocked, precision:
             parts.append(PartPlan(name, "pytorch", tuple(names)))
             continue
         converted = convert_part(network, names, precision)
-        inputs, outputs = (
-            tuple(Seam(seam.value, seam.value, seam.shape, seam.dtype, seam.package_dtype) for seam in side)
-            for side in (converted.inputs, converted.outputs)
-        )
-        parts.append(PartPlan(name, "package", tuple(names), inputs, outputs, f"{name}.mlpackage", precision))
+        parts.append(PartPlan(name, "package", tuple(names), converted.inputs, converted.outputs, f"{name}.mlpackage", precision))
         models[name] = converted.model
     outside = [name for part in parts if part.kind == "pytorch" for name in part.operations]
     flops = {item.name: item.flops for item in network.operations}
