@@ -32,7 +32,7 @@ class ConvertedStage:
 
 def export_stage(stage: Stage, rewrites: Collection[str] = ()) -> ExportedNetwork:
     """The graph of a stage at its window. Raises ConversionError where torch.export cannot."""
-    return export_module(stage, tuple(torch.zeros(spec.shape) for spec in stage.inputs), name=stage.name, rewrites=rewrites)
+    return export_module(stage, tuple(torch.zeros(shape) for shape in stage.package_inputs.values()), name=stage.name, rewrites=rewrites)
 
 
 def convert_stage(stage: Stage, precision: str, network: ExportedNetwork | None = None) -> ConvertedStage:
@@ -45,7 +45,7 @@ def convert_stage(stage: Stage, precision: str, network: ExportedNetwork | None 
         network,
         [facts.name for facts in network.operations],
         precision,
-        input_names=dict(zip(map(str, signature.user_inputs), (spec.name for spec in stage.inputs), strict=True)),
-        output_names=dict(zip(map(str, signature.user_outputs), (spec.name for spec in stage.outputs), strict=True)),
+        input_names=dict(zip(map(str, signature.user_inputs), stage.package_inputs, strict=True)),
+        output_names=dict(zip(map(str, signature.user_outputs), stage.package_outputs, strict=True)),
     )
     return ConvertedStage(part.model, part.modules, part.operation_counts)

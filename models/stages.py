@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .arrangement import Arrangement
 from .flow import RECEPTIVE_FIELD
 from .generator import context_frames
 from .hubert import Hubert
@@ -53,6 +54,8 @@ class Stage(nn.Module):
     name: ClassVar[str]
     description: str
     host_entries: tuple[str, ...] = ()  # checkpoint entries (prefixes) that stay on the host
+    layout: ClassVar[str] = "plain"  # or "ane" (models/ane)
+    arrangement: Arrangement | None = None  # how `forward` takes and gives tensors, where not as `inputs` and `outputs` say
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -65,6 +68,26 @@ class Stage(nn.Module):
     def mask(self, valid: int) -> Tensor:
         """The mask input (1, 1, window) for a clip of `valid` frames."""
         return (torch.arange(self.window) < valid).float().reshape(1, 1, -1)
+
+    @property
+    def package_inputs(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what `forward` and the package take, in order."""
+        given = self.inputs if self.arrangement is None else self.arrangement.inputs
+        return {item.name: item.shape for item in given}
+
+    @property
+    def package_outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` and the package give, in order."""
+        if self.arrangement is None:
+            return tuple(spec.name for spec in self.outputs)
+        return tuple(dict.fromkeys(item.source for item in self.arrangement.outputs))
+
+    def at_window(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the package computes: the stage's own tensors, at the window, in and out."""
+        given = dict(inputs) if self.arrangement is None else self.arrangement.enter(inputs)
+        results = self(*(given[name] for name in self.package_inputs))
+        named = dict(zip(self.package_outputs, results, strict=True))
+        return named if self.arrangement is None else self.arrangement.leave(named)
 
     def compute(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> dict[str, Tensor]:
         """Outputs by name for inputs of any length by name; the mask may be left out where every frame is valid.

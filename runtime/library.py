@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .backends.torch_backend import TorchBackend
     from .hybrid.parts import Parts
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 CONTENT_ENCODER = "content_encoder"
 VOICES = "voices"
@@ -58,7 +58,9 @@ class StageEntry:
     """One stage as the manifest keeps it. Paths are relative to the build.
 
     A stage of which something stays in PyTorch has a `plan` (runtime/hybrid/plan.py); `package` is then its stored graph, and
-    the plan names the packages of its parts.
+    the plan names the packages of its parts. `inputs` and `outputs` are the stage's own; an `arrangement`
+    (models/arrangement.py) leads from them to the package's. `function` names one of a package of several; operations
+    that a half-precision package computes in float32 are `kept_float32`; `weights` says how they are compressed.
     """
 
     package: str
@@ -75,6 +77,11 @@ class StageEntry:
     audited_values: int
     reference_snr_db: float | None
     plan: dict[str, Any] | None = None
+    layout: str = "plain"
+    arrangement: dict[str, Any] | None = None
+    function: str | None = None
+    kept_float32: list[str] = field(default_factory=list)
+    weights: str | None = None
 
     def packages(self) -> list[str]:
         """Its package, or those of its parts."""

@@ -377,7 +377,7 @@ DAMAGED = {
     "a list": b"[]",
     "null": b"null",
     "no keys": b"{}",
-    "only a version": b'{"format_version": 3}',
+    "only a version": b'{"format_version": 4}',
     "nested beyond recursion": b"[" * 100_000,
 }
 
@@ -426,10 +426,10 @@ def test_a_manifest_whose_paths_are_no_text_is_refused(library: Library, changes
         library.voice("anna")
 
 
-@pytest.mark.parametrize("version", [0, 2, 4, "3", None, 1.5])
+@pytest.mark.parametrize("version", [0, 3, 5, "4", None, 1.5])
 def test_another_format_version_is_refused(library: Library, version: Any) -> None:
     edit(library, format_version=version)
-    with pytest.raises(LibraryError, match=f"has format version {version}; this rvc-coreml reads 3: convert again"):
+    with pytest.raises(LibraryError, match=f"has format version {version}; this rvc-coreml reads 4: convert again"):
         library.voice("anna")
 
 
