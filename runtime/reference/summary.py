@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .weights import stored_bytes
 
 assert ops  # noqa: S101 - imported for its registrations
 Shape = tuple[int, ...]
-_DATA = frozenset({"tensor", "tensors", "value", "values"})
+DATA_FORMS = frozenset({"tensor", "tensors", "value", "values"})
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _function(package: Any, name: str) -> FunctionSummary:
     opset = OPSETS.get(function.opset, function.opset)
     operations = list(all_operations(function))
     parameters, stored = _parameters(function, opset)
-    flops = [flops_of(operation, scope, opset) for operation, scope in _scoped(function)]
+    flops = [flops_of(operation, scope, opset) for operation, scope in scoped(function)]
     return FunctionSummary(
         name,
         opset,
@@ -130,11 +130,11 @@ def _parameters(function: Function, opset: str) -> tuple[list[TensorType], list[
     """Types of the constants that operations compute with, as these see them and as they are stored."""
     seen: dict[object, ValueType] = {}
     stored: dict[object, ValueType] = {}
-    for operation, scope in _scoped(function):
+    for operation, scope in scoped(function):
         handler = find_handler(operation.type, opset)
         compressed = operation.type.startswith(CONSTANT_PREFIX)
         for parameter, bindings in operation.inputs.items():
-            if handler is not None and handler.forms.get(parameter) not in _DATA:
+            if handler is not None and handler.forms.get(parameter) not in DATA_FORMS:
                 continue
             for binding in bindings:
                 constant = scope.constant(binding)
@@ -151,11 +151,22 @@ def _tensors(kinds: Iterable[ValueType]) -> list[TensorType]:
     return [kind for kind in kinds if isinstance(kind, TensorType) and kind.dtype in DTYPES]
 
 
-class _Scope:
-    """What an operation can see: types, constants, and the types of decompressed constants."""
+class Scope:
+    """What an operation can see: types, constants, and the types of decompressed constants.
 
-    def __init__(self, types: Mapping[str, ValueType], constants: Mapping[str, Constant], decompressed: Mapping[str, ValueType]) -> None:
+    `own` are the names that its block defines, `outer` is what encloses it.
+    """
+
+    def __init__(
+        self,
+        types: Mapping[str, ValueType],
+        constants: Mapping[str, Constant],
+        decompressed: Mapping[str, ValueType],
+        own: Collection[str] = (),
+        outer: Scope | None = None,
+    ) -> None:
         self.types, self.constants, self.decompressed = types, constants, decompressed
+        self.own, self.outer = own, outer
 
     def shape(self, operation: Operation, parameter: str, index: int = 0) -> Shape | None:
         """The declared shape of an argument; None where it is open or absent."""
@@ -163,7 +174,7 @@ class _Scope:
         if index >= len(bindings):
             return None
         binding = bindings[index]
-        return _fixed(binding.type if isinstance(binding, Constant) else self.types.get(binding))
+        return fixed(binding.type if isinstance(binding, Constant) else self.types.get(binding))
 
     def setting(self, operation: Operation, parameter: str, default: Any) -> Any:
         """The value of a constant argument."""
@@ -177,37 +188,39 @@ class _Scope:
         return self.constants.get(binding) if isinstance(binding, str) else binding
 
 
-def _fixed(kind: ValueType | None) -> Shape | None:
+def fixed(kind: ValueType | None) -> Shape | None:
     if not isinstance(kind, TensorType) or kind.count is None:
         return None
     return tuple(int(size or 0) for size in kind.shape)
 
 
-def _scoped(block: Block, outer: _Scope | None = None) -> Iterator[tuple[Operation, _Scope]]:
+def scoped(block: Block, outer: Scope | None = None) -> Iterator[tuple[Operation, Scope]]:
     """Every operation with what it sees. A nested block's own names hide those around it."""
-    outer = outer or _Scope({}, {}, {})
+    outer = outer or Scope({}, {}, {})
     types = value_types(block)
     made = (operation for operation in block.operations if operation.type.startswith(CONSTANT_PREFIX))
     decompressed = {name: kind for operation in made for name, kind in operation.outputs}
-    scope = _Scope(
+    scope = Scope(
         {**outer.types, **types},
         {name: constant for name, constant in outer.constants.items() if name not in types} | block.constants,
         {name: kind for name, kind in outer.decompressed.items() if name not in types} | decompressed,
+        frozenset(types),
+        outer,
     )
     for operation in block.operations:
         yield operation, scope
         for nested in operation.blocks:
-            yield from _scoped(nested, scope)
+            yield from scoped(nested, scope)
 
 
-Count = Callable[[Operation, _Scope, Shape], int | None]
+Count = Callable[[Operation, Scope, Shape], int | None]
 
 
-def flops_of(operation: Operation, scope: _Scope, opset: str) -> int | None:
+def flops_of(operation: Operation, scope: Scope, opset: str) -> int | None:
     """Floating-point operations of one operation; None where its shapes are open."""
     if not operation.outputs or operation.type.startswith(CONSTANT_PREFIX) or operation.blocks:
         return 0
-    result = _fixed(operation.outputs[0][1])
+    result = fixed(operation.outputs[0][1])
     handler = find_handler(operation.type, opset)
     if operation.type in _COUNTS:
         try:
@@ -216,26 +229,26 @@ def flops_of(operation: Operation, scope: _Scope, opset: str) -> int | None:
             return None
     if handler is not None and handler.moves:
         return 0
-    sizes = [_fixed(kind) for _name, kind in operation.outputs if isinstance(kind, TensorType)]
+    sizes = [fixed(kind) for _name, kind in operation.outputs if isinstance(kind, TensorType)]
     return None if any(size is None for size in sizes) else sum(math.prod(size) for size in sizes if size is not None)
 
 
-def _conv(operation: Operation, scope: _Scope, result: Shape) -> int | None:
+def _conv(operation: Operation, scope: Scope, result: Shape) -> int | None:
     weight = scope.shape(operation, "weight")  # (out, in / groups, *kernel)
     return None if weight is None else 2 * math.prod(result) * math.prod(weight[1:])
 
 
-def _conv_transpose(operation: Operation, scope: _Scope, result: Shape) -> int | None:
+def _conv_transpose(operation: Operation, scope: Scope, result: Shape) -> int | None:
     x, weight = scope.shape(operation, "x"), scope.shape(operation, "weight")  # weight is (in, out / groups, *kernel)
     return None if x is None or weight is None else 2 * math.prod(x) * math.prod(weight[1:])
 
 
-def _linear(operation: Operation, scope: _Scope, result: Shape) -> int | None:
+def _linear(operation: Operation, scope: Scope, result: Shape) -> int | None:
     weight = scope.shape(operation, "weight")  # (out, in)
     return None if weight is None else 2 * math.prod(result) * weight[-1]
 
 
-def _matmul(operation: Operation, scope: _Scope, result: Shape) -> int | None:
+def _matmul(operation: Operation, scope: Scope, result: Shape) -> int | None:
     x = scope.shape(operation, "x")
     if not x:
         return None
@@ -243,7 +256,7 @@ def _matmul(operation: Operation, scope: _Scope, result: Shape) -> int | None:
     return 2 * math.prod(result) * x[-2 if transposed else -1]
 
 
-def _einsum(operation: Operation, scope: _Scope, result: Shape) -> int | None:
+def _einsum(operation: Operation, scope: Scope, result: Shape) -> int | None:
     terms = str(scope.setting(operation, "equation", "")).replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}  # an axis of size 1 stretches
     for index, term in enumerate(terms):
@@ -255,7 +268,7 @@ def _einsum(operation: Operation, scope: _Scope, result: Shape) -> int | None:
     return len(terms) * math.prod(sizes.values())
 
 
-def _attention(operation: Operation, scope: _Scope, result: Shape) -> int | None:
+def _attention(operation: Operation, scope: Scope, result: Shape) -> int | None:
     query, key = scope.shape(operation, "query"), scope.shape(operation, "key")  # (..., length, width)
     if query is None or key is None:
         return None
@@ -263,7 +276,7 @@ def _attention(operation: Operation, scope: _Scope, result: Shape) -> int | None
     return 2 * scores * (query[-1] + result[-1])
 
 
-def _recurrent(operation: Operation, scope: _Scope, result: Shape) -> int | None:
+def _recurrent(operation: Operation, scope: Scope, result: Shape) -> int | None:
     x = scope.shape(operation, "x")  # (steps, batch, width)
     names = ("weight_ih", "weight_hh", "weight_ih_back", "weight_hh_back")  # (gates * hidden, width or hidden)
     weights = [shape for shape in (scope.shape(operation, name) for name in names) if shape is not None]
