@@ -127,8 +127,7 @@ def _mul(operation: OperationView, known: Intervals) -> tuple[float, float]:
 
 def _clip(operation: OperationView, known: Intervals) -> tuple[float, float]:
     x = interval_of(operation.input("x"), known)
-    low, high = operation.setting("alpha"), operation.setting("beta")
-    low, high = (float(value) if isinstance(value, (int, float)) else end for value, end in ((low, -math.inf), (high, math.inf)))
+    low, high = operation.number("alpha", -math.inf), operation.number("beta", math.inf)
     return min(max(x.low, low), high), max(min(x.high, high), low)
 
 
@@ -149,8 +148,8 @@ def _relu(operation: OperationView, known: Intervals) -> tuple[float, float]:
 
 def _leaky(operation: OperationView, known: Intervals) -> tuple[float, float]:
     x = interval_of(operation.input("x"), known)
-    slope = operation.setting("alpha")
-    if not isinstance(slope, (int, float)) or not 0 <= slope <= 1:
+    slope = operation.number("alpha", math.nan)
+    if not 0 <= slope <= 1:
         return UNKNOWN
     return (x.low if x.low >= 0 else 0.0 if slope == 0 else x.low * slope), (
         x.high if x.high >= 0 else 0.0 if slope == 0 else x.high * slope
@@ -169,8 +168,8 @@ def _select(operation: OperationView, known: Intervals) -> tuple[float, float]:
 
 def _padded(operation: OperationView, known: Intervals) -> tuple[float, float]:
     x = interval_of(operation.input("x"), known)
-    value = operation.setting("constant_val", 0.0)
-    if operation.setting("mode", "constant") != "constant" or not isinstance(value, (int, float)):
+    value = operation.number("constant_val", 0.0)
+    if operation.setting("mode", "constant") != "constant":
         return x
     return min(x.low, value), max(x.high, value)
 
@@ -179,14 +178,14 @@ def _product(operation: OperationView, known: Intervals) -> tuple[float, float]:
     """A convolution or linear layer of bounded values with constant weights; padding brings zeros in."""
     x = interval_of(operation.input("x"), known)
     weight = operation.input("weight")
-    if not math.isfinite(x.magnitude) or weight is None or weight.value is None or operation.type == "conv_transpose":
+    if not math.isfinite(x.magnitude) or weight is None or weight.value is None or weight.rank < 2 or not weight.value.size:
         return UNKNOWN
     low, high = min(x.low, 0.0), max(x.high, 0.0)
     values = weight.value.reshape(weight.value.shape[0], -1).astype(np.float64)
     positive, negative = np.maximum(values, 0).sum(axis=1), np.minimum(values, 0).sum(axis=1)
     bias = operation.input("bias")
     offset = 0.0 if bias is None else bias.value
-    if offset is None:
+    if offset is None or np.size(offset) not in (1, len(values)):
         return UNKNOWN
     return float(np.min(low * positive + high * negative + offset)), float(np.max(high * positive + low * negative + offset))
 

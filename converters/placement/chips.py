@@ -88,7 +88,8 @@ def _speed(
     flops: Fact[float] = _UNKNOWN,
     stream: Fact[float] = _UNKNOWN,
 ) -> _Speed:
-    return _Speed(_apple(ops), flops, stream, _apple(memory), _apple(gpu))
+    graphics = _UNKNOWN if gpu is None else Fact(gpu, f"{APPLE} (single precision; half is taken to run no faster)", "M")
+    return _Speed(_apple(ops), flops, stream, _apple(memory), graphics)
 
 
 def _limits(generation: str) -> dict[str, Fact[int]]:
@@ -99,7 +100,9 @@ def _limits(generation: str) -> dict[str, Fact[int]]:
     return {
         "max_width": Fact(65536 if wide else 16384, where, sure),
         "max_channels": Fact(65536, where, sure),
-        "max_batch": Fact(4096 if generation == "A12" else 65536, where, sure),
+        "max_batch": Fact(
+            4096 if old else 65536, f"{where}; 4096 is stated of older engines, and taken strictly for the A13's", "L" if old else sure
+        ),
         "kernel_width": Fact(13 if old else 15, f"{where}; from the A14 on 15 and 16 are both stated", "L" if generation == "A12" else "M"),
         "kernel_height": Fact(29, f"{where}; from the A14 on 29 and 32 are both stated", sure),
         "strided_kernel": Fact(7, f"{where}; from the A14 on 7 and 8 are both stated", "M"),

@@ -121,6 +121,17 @@ class OperationView:
         values = [_plain(constant.value) for constant in constants if constant is not None]
         return values[0] if len(values) == 1 else values
 
+    def integers(self, parameter: str) -> list[int]:
+        """A constant argument of whole numbers, one or several; empty where absent, not constant, or something else."""
+        value = self.setting(parameter)
+        values = value if isinstance(value, list) else [value]
+        return values if all(isinstance(item, int) and not isinstance(item, bool) for item in values) else []
+
+    def number(self, parameter: str, default: float) -> float:
+        """A constant argument that is one number; `default` where absent, not constant, or something else."""
+        value = self.setting(parameter)
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+
     def is_given(self, parameter: str) -> bool:
         return bool(self.operation.inputs.get(parameter))
 

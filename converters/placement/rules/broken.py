@@ -57,10 +57,10 @@ def linear_resize(operation: OperationView, chip: Chip) -> Iterator[Found]:
 )
 def uneven_transposed(operation: OperationView, chip: Chip) -> Iterator[Found]:
     remedy = "write it as a polyphase convolution, or cut the padding from its result"
-    amounts = operation.setting("pad") if operation.setting("pad_type", "valid") == "custom" else None
+    amounts = operation.integers("pad") if operation.setting("pad_type", "valid") == "custom" else []
     if operation.is_given("output_shape"):
         yield Found(f"its output shape is given ({operation})", remedy)
-    elif isinstance(amounts, list) and amounts[::2] != amounts[1::2]:
+    elif amounts[::2] != amounts[1::2]:
         yield Found(f"its padding {amounts} is uneven ({operation})", remedy)
 
 
@@ -76,7 +76,7 @@ def long_sum(operation: OperationView, chip: Chip) -> Iterator[Found]:
     x = operation.input("x")
     if x is None or not x.rank:
         return
-    size = x.shape[int(operation.setting("axis", 0)) % x.rank]
+    size = x.shape[(operation.integers("axis") or [0])[0] % x.rank]
     if size is None or size >= LONG_SUM:
         length = "unknown length" if size is None else f"{size} values"
         yield Found(f"it runs over {length} in {x.dtype} ({operation})", "sum on the host, in double precision where it is a phase")

@@ -21,9 +21,8 @@ _SPLIT = "split it into an equal sum of kernels that fit, or write it as a polyp
 def spatial(operation: OperationView, parameter: str) -> list[int]:
     """One number for each spatial axis, ones where the parameter is absent."""
     count = len(kernel_of(operation)) or max((operation.outputs[0].rank if operation.outputs else 2) - 2, 0)
-    value = operation.setting(parameter)
-    values = value if isinstance(value, list) else [value] * count if isinstance(value, int) else []
-    return values if len(values) == count else [1] * count
+    values = operation.integers(parameter)
+    return values if len(values) == count and all(value > 0 for value in values) else [1] * count
 
 
 def kernel_of(operation: OperationView) -> list[int]:
@@ -132,7 +131,7 @@ def transposed(operation: OperationView, chip: Chip) -> Iterator[Found]:
 @rule("D22-pool", "A window of pooling larger than the engine takes", "off-ane", source="coreml_ane.md D22", confidence="M", types=_POOLS)
 def pool(operation: OperationView, chip: Chip) -> Iterator[Found]:
     """Above pool_window it blocks; older logs stop at 13 values and stride 2."""
-    sizes, limit = operation.setting("kernel_sizes") or [], chip.pool_window.value
+    sizes, limit = operation.integers("kernel_sizes"), chip.pool_window.value
     remedy = "pool in several steps, or write it as a reduction over a reshaped axis"
     largest, step = max(sizes, default=0), max(spatial(operation, "strides"), default=1)
     if limit is not None and largest > limit:

@@ -32,7 +32,7 @@ def slice_inside(operation: OperationView, chip: Chip) -> Iterator[Found]:
     remedy = "put the split on the channel axis, or use a convolution that selects"
     proven = chip.slices_saturate.value is True
     if operation.type == "split":
-        if operation.setting("axis", 0) % x.rank == x.rank - 1 and len(operation.outputs) > 1:
+        if (operation.integers("axis") or [0])[0] % x.rank == x.rank - 1 and len(operation.outputs) > 1:
             yield Found(f"it splits the last axis of {x}", remedy, proven)
         return
     begin = _begin(operation, x)
@@ -44,24 +44,21 @@ def slice_inside(operation: OperationView, chip: Chip) -> Iterator[Found]:
 
 def _begin(operation: OperationView, x: Tensor) -> int | None:
     """Where a slice of the last axis begins; None where that is computed."""
-    places = operation.setting("begin")
-    if places is None:
+    places = operation.integers("begin")
+    if not places:
         return None
-    first, stride = (places[-1] if isinstance(places, list) else places), 1
+    stride, first = 1, places[-1]
     if operation.type == "slice_by_index":
-        masked, squeezed = (_last(operation.setting(name), False) for name in ("begin_mask", "squeeze_mask"))
-        stride = 1 if squeezed else _last(operation.setting("stride"), 1)
-        first = None if masked else first
+        masked, squeezed = (_is_last_set(operation.setting(name)) for name in ("begin_mask", "squeeze_mask"))
+        stride = 1 if squeezed else (operation.integers("stride") or [1])[-1] or 1
+        if masked:
+            return 0 if stride > 0 or x.shape[-1] == 1 else -1
     size = x.shape[-1]
-    if size is None:
-        return first or (0 if stride > 0 else -1)
-    return slice(first, None, stride or 1).indices(size)[0]
+    return first if size is None else slice(first, None, stride).indices(size)[0]
 
 
-def _last(values: object, default: int) -> int:
-    if isinstance(values, list):
-        return values[-1] if values else default
-    return default if values is None else int(bool(values)) if isinstance(values, bool) else default
+def _is_last_set(values: object) -> bool:
+    return bool(values[-1]) if isinstance(values, list) and values else values is True
 
 
 @rule(
@@ -111,8 +108,8 @@ def resizing(operation: OperationView, chip: Chip) -> Iterator[Found]:
 @rule("D21-pad", "A padding that the engine does not have", "off-ane", source="coreml_ane.md D21", confidence="M", types=("pad",))
 def padding(operation: OperationView, chip: Chip) -> Iterator[Found]:
     """Only the axes H and W; reflecting needs the hardware of the A14 on. Of rank 3 it is open which axis the second one is."""
-    x, mode, amounts = operation.input("x"), operation.setting("mode", "constant"), operation.setting("pad")
-    if x is None or not isinstance(amounts, list):
+    x, mode, amounts = operation.input("x"), operation.setting("mode", "constant"), operation.integers("pad")
+    if x is None or len(amounts) > 2 * x.rank:
         return
     axes = [x.rank - len(amounts) // 2 + index // 2 for index, amount in enumerate(amounts) if amount]
     if mode == "reflect" and not chip.has_texture.value:

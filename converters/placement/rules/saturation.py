@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..bounds import interval_of
 from ..chips import Chip
 from ..registry import Found, rule
 from ..view import OperationView
@@ -25,18 +24,15 @@ _SCALE = "scale the operands down and the result up again, or keep the operation
     needs="ranges",
 )
 def saturation(operation: OperationView, chip: Chip) -> Iterator[Found]:
-    """With ranges: the values that an execution gave. Without: what constants alone prove, a bias or an operand with bounds."""
+    """With ranges: the values that an execution gave. Without: what constants alone prove, which is a bias of that size."""
     bias = operation.input("bias")
     if bias is not None and bias.value is not None and bias.value.size and float(abs(bias.value).max()) >= SUM_LIMIT:
         yield Found(f"its bias alone reaches {float(abs(bias.value).max()):.0f}, and sums saturate at {SUM_LIMIT:.0f}", _SCALE)
         return
     for output in operation.outputs:
-        low, high = interval_of(output, operation.function.intervals)
         seen = operation.function.range_of(output)
         if seen is not None and seen.magnitude >= SUM_LIMIT:
             yield Found(f"its values reach {seen.magnitude:.0f} in an execution, and sums saturate at {SUM_LIMIT:.0f}", _SCALE)
-        elif seen is None and (low >= SUM_LIMIT or high <= -SUM_LIMIT):
-            yield Found(f"its values lie between {low:.0f} and {high:.0f} whatever comes in, and sums saturate at {SUM_LIMIT:.0f}", _SCALE)
 
 
 @rule(
@@ -50,10 +46,9 @@ def saturation(operation: OperationView, chip: Chip) -> Iterator[Found]:
 def channel_norm(operation: OperationView, chip: Chip) -> Iterator[Found]:
     """Over axis 1 where that is not the last one; with several axes where axis 1 is among them."""
     x = operation.input("x")
-    axes = operation.setting("axes") or [-1]
-    if x is None:
+    if x is None or not x.rank:
         return
-    normalised = {axis % x.rank for axis in (axes if isinstance(axes, list) else [axes])} if x.rank else set()
+    normalised = {axis % x.rank for axis in operation.integers("axes") or [-1]}
     if 1 in normalised and x.rank > 2:
         yield Found(
             f"it normalises axis 1 of {x}",

@@ -127,11 +127,13 @@ def _is_wide_integer(dtype: str) -> bool:
     "D3-narrow",
     "Truth values or eight-bit values",
     "off-ane",
-    source="coreml_ane.md D3 says half precision only; ane-guide has comparisons, and quantized values on the way in",
-    confidence="L",
+    source="coreml_ane.md D3, half precision only, taken strictly: a published plan has comparisons and select on the CPU",
+    confidence="M",
+    unit="cpu",
 )
 def narrow(operation: OperationView, chip: Chip) -> Iterator[Found]:
+    """Eight-bit values are left open where the chip computes with them (D20)."""
     found = next((tensor for tensor in operation.activations if tensor.dtype in ("bool", "int8", "uint8")), None)
     if found is not None:
-        remedy = "use arithmetic on a mask of ones and zeros"
-        yield Found(f"its type is {found.dtype} ({found}), and no source says that Core ML places that", remedy, proven=False)
+        proven = found.dtype == "bool" or not chip.has_int8_activations.value
+        yield Found(f"its type is {found.dtype} ({found})", "use arithmetic on a mask of ones and zeros in half precision", proven)
