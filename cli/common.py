@@ -17,7 +17,7 @@ import click
 from ..errors import RvcCoremlError, printable
 
 if TYPE_CHECKING:
-    from ..runtime.library import Component
+    from ..runtime.library import Component, StageEntry
 
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 JSON_HELP = "Print JSON on standard output and nothing else there."
@@ -64,6 +64,17 @@ class Group(click.Group):
 
 def one_line(text: str) -> str:
     return printable(text)
+
+
+def precision_text(entry: StageEntry) -> str:
+    """ "fp16", "fp16, 3 operations in fp32", "fp16, weights int8"."""
+    kept = len(entry.kept_float32)
+    said = [
+        entry.precision,
+        f"{kept} operation{'s' * (kept != 1)} in fp32" if kept else "",
+        f"weights {entry.weights}" if entry.weights else "",
+    ]
+    return ", ".join(filter(None, said))
 
 
 def parse_bytes(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:

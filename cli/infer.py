@@ -74,6 +74,14 @@ _option = functools.partial(click.option, cls=GroupedOption)
     group=RUNNING,
     help="Of Core ML: ALL, CPU_AND_NE, CPU_AND_GPU, CPU_ONLY; or STAGE=UNITS, repeatable.  [default: what works here]",
 )
+@_option(
+    "--content-window",
+    type=click.Choice(["auto", "ane", "parity"]),
+    default="auto",
+    show_default=True,
+    group=RUNNING,
+    help="What the content encoder's package sees at a time: ane is 5.1 s, parity the 43 s of upstream; auto is ane. PyTorch sees all.",
+)
 @_option("--strict", is_flag=True, group=RUNNING, help="An error where a stage would have to run elsewhere.")
 @_option("--tune", "tuning", is_flag=True, group=RUNNING, help="Afterwards measure every compute unit, as 'rvc-coreml tune' does.")
 @_option("-v", "--verbose", is_flag=True, group=RUNNING, help="Show what each stage ran on and what is known of the alternatives.")
@@ -92,6 +100,7 @@ def command(
     overwrite: bool,
     as_json: bool,
     compute_units: tuple[str, ...],
+    content_window: str,
     strict: bool,
     tuning: bool,
     verbose: bool,
@@ -133,7 +142,8 @@ def command(
         _check_one(Path(inputs[0]), Path(output), file_format)
     folder, name = _library_and_voice(library, voice, hubert)
     units = parse_units(compute_units)
-    session = Session(folder, name, options, f0_file=f0_file, notify=notify, strict=strict, compute_units=units, **values)
+    running = {"strict": strict, "compute_units": units, "content_window": content_window}
+    session = Session(folder, name, options, f0_file=f0_file, notify=notify, **running, **values)
     if tuning and session.backend.name != "coreml":
         raise UsageError(f"--tune measures Core ML's compute units, and the stages run on {session.backend.name} here: leave it out")
     warn_of_embedder(session.voice)
@@ -151,12 +161,14 @@ def command(
             rows = session.tune(progress)
     report |= {"fallbacks": fallbacks, "placement": rows, "peak_memory_bytes": peak_memory()}
     if session.profile is not None:
-        report["profile"] = session.profile.as_dict()
+        report["profile"] = {**session.profile.as_dict(), "content_window": report.get("content_window")}
     if as_json:
         print_json(report)
     else:
         if session.profile is not None:
             click.echo(table(HEADINGS, session.profile.rows()))
+            if "converter" in vars(session):
+                click.echo(f"content_encoder: {session.converter.content_window.text}")
         if verbose or tuning:
             click.echo(table(TABLE_HEADINGS, table_rows(rows)))
     if failed:
@@ -211,7 +223,7 @@ def _convert_one(session: Session, source: Path, target: Path, quiet: bool) -> d
         click.echo(f"{target}: {done.audio_seconds:.1f} s at {done.sample_rate} Hz, voice {name!r}, run by {' and '.join(ran)}")
         click.echo(
             f"real-time factor {done.real_time_factor:.2f} ({done.seconds:.1f} s, loading not counted),"
-            f" peak memory {peak_memory() / 1e9:.2f} GB"
+            f" peak memory {peak_memory() / 1e9:.2f} GB, content encoder in {session.converter.content_window.text}"
         )
     return {"output": str(target), **_description(session, executed_by), **done.as_dict()}
 
@@ -248,7 +260,8 @@ def _convert_many(
 
 
 def _description(session: Session, executed_by: dict[str, str]) -> dict[str, Any]:
-    return {"voice": session.voice.manifest.name, "backend": session.backend.name, "executed_by": executed_by}
+    used = session.converter.content_window.as_dict() if executed_by else None
+    return {"voice": session.voice.manifest.name, "backend": session.backend.name, "executed_by": executed_by, "content_window": used}
 
 
 def _print_summary(results: Sequence[FileResult], counts: dict[str, int]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common import JSON_HELP, print_json, table
+from .common import JSON_HELP, precision_text, print_json, table
 
 if TYPE_CHECKING:
     from ..runtime.library import StageEntry
@@ -35,6 +35,9 @@ def command(library: str, as_json: bool) -> None:
                 "name": manifest.name,
                 "source": manifest.source,
                 "precision": precisions,
+                "layout": {name: entry.layout for name, entry in manifest.stages.items()},
+                "windows": {name: entry.window for name, entry in manifest.stages.items()},
+                "weights": {name: entry.weights or "fp16" for name, entry in manifest.stages.items()},
                 "packages": {name: entry.packages() for name, entry in manifest.stages.items()},
                 "index": manifest.index,
             }
@@ -51,14 +54,15 @@ def command(library: str, as_json: bool) -> None:
             what = "pitch"
         else:
             what = "features for " + " and ".join(details["versions"]) + " voices"
-        stages = ", ".join(f"{name} {_form(entry)}" for name, entry in manifest.stages.items())
+        stages = "; ".join(f"{name} {_form(entry)}" for name, entry in manifest.stages.items())
         rows.append([component.title, what, stages, "stored" if manifest.index else "-", manifest.source["file"]])
     click.echo(table(["component", "what", "stages", "index", "from"], rows))
 
 
 def _form(entry: StageEntry) -> str:
-    """ "fp16", or "fp16 (2 packages and PyTorch)"."""
+    """ "ane fp16", or "plain fp16 (2 packages and PyTorch)"."""
+    form = f"{entry.layout} {precision_text(entry)}"
     if entry.plan is None:
-        return entry.precision
+        return form
     count = len(entry.packages())
-    return f"{entry.precision} ({count} package{'s' * (count != 1)} and PyTorch)"
+    return f"{form} ({count} package{'s' * (count != 1)} and PyTorch)"

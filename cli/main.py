@@ -39,7 +39,7 @@ SUMMARIES = {
     "bundle": "Pack a voice for an app: packages, contract, golden vectors, integration page.",
     "export-onnx": "Write a voice as ONNX, in the layout of RVC-WebUI or of w-okada's client.",
     "run": "Run any ML Program package on inputs from a file.",
-    "inspect": "Show what a package takes, gives, holds and computes.",
+    "inspect": "Show what a package takes, gives, holds and computes, and where it would run.",
     "compare": "Find the operation where two executions of a package part.",
     "list": "List the content encoder, the pitch models and the voices of a model library.",
     "doctor": "Show versions, devices, settings, and what works on this machine.",

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import UsageError
 from .common import JSON_HELP, print_json, progress_bar, table
 
 if TYPE_CHECKING:
     from ..golden_outputs.reports import Report
+    from ..runtime.window_report import WindowReport
 
 STAGES = ["content_encoder", "pitch", "text_encoder", "flow", "decoder", "pipeline"]
 
@@ -37,6 +39,9 @@ STAGES = ["content_encoder", "pitch", "text_encoder", "flow", "decoder", "pipeli
 @click.option("--strict", is_flag=True, help="Fail where an output is degraded too.")
 @click.option("--explain", is_flag=True, help="Name the first operation that departs, in every stage that fails.")
 @click.option("--audit", is_flag=True, help="Compare every constant of the packages with the library's weights too.")
+@click.option("--windows", is_flag=True, help="Measure what windows cost the stages that attend over a whole clip; runs no package.")
+@click.option("--audio", metavar="FILE", type=click.Path(path_type=Path), help="What to measure them on; 1.2 s of speech otherwise.")
+@click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw what windows cost (.png, .svg or .pdf).")
 @click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML, for continuous integration.")
 @click.option("--markdown", metavar="FILE", type=click.Path(path_type=Path), help="Write Markdown, for a pull request.")
@@ -50,6 +55,9 @@ def command(
     strict: bool,
     explain: bool,
     audit: bool,
+    windows: bool,
+    audio: Path | None,
+    plot: Path | None,
     as_json: bool,
     junit: Path | None,
     markdown: Path | None,
@@ -61,12 +69,23 @@ def command(
     degraded or broken, by the limits in docs/metrics.md; SNR is mean-removed. The exit code is 1 where one is broken, or
     with --strict degraded. A last line of each stage compares the recording with PyTorch today.
 
+    --windows measures something else: how far the stages that attend over a whole clip, the content encoder and the text
+    encoders, depart from themselves where the clip is cut into windows of several sizes and overlaps (docs/windows.md).
+
     \b
     Examples:
       rvc-coreml validate library
       rvc-coreml validate library --stage decoder --explain --html report.html
       rvc-coreml validate library --backend reference --strict --junit report.xml --markdown summary.md
+      rvc-coreml validate library --windows --audio song.wav --plot windows.png
     """
+    if windows:
+        refused = {"--backend": backend != "auto", "--against": against != "recorded", "--strict": strict, "--explain": explain}
+        refused |= {"--audit": audit, "--junit": junit is not None, "--markdown": markdown is not None, "--html": html is not None}
+        _windows(library, audio, plot, stages, voices, as_json, [option for option, given in refused.items() if given])
+        return
+    if audio is not None or plot is not None:
+        raise UsageError(f"{'--plot' if audio is None else '--audio'} needs --windows")
     from ..golden_outputs.reports import render_html, render_junit, render_markdown
     from ..runtime.backends import choose_backend
     from ..runtime.backends.coreml_backend import coreml_available
@@ -111,6 +130,45 @@ def command(
         _show(report)
     if not report.passed:
         raise SystemExit(1)
+
+
+def _windows(
+    library: str, audio: Path | None, plot: Path | None, stages: tuple[str, ...], voices: tuple[str, ...], as_json: bool, refused: list[str]
+) -> None:
+    """`validate --windows`."""
+    from ..runtime.audio import read_recording
+    from ..runtime.goldens import SPEECH
+    from ..runtime.library import Library
+    from ..runtime.reference.plot import check_plot
+    from ..runtime.window_report import measure_library
+
+    if refused:
+        raise UsageError(f"{refused[0]} does not go with --windows, which runs no package")
+    if plot is not None:
+        check_plot(plot)
+    opened = Library.open(library)
+    name = "the speech that comes with rvc-coreml" if audio is None else str(audio)
+    with read_recording(SPEECH if audio is None else audio) as recording, progress_bar() as progress:
+        report = measure_library(opened, recording.samples, name, progress, stages=stages or None, voices=voices or None)
+    if plot is not None:
+        from ..runtime.window_plot import draw_windows
+
+        draw_windows(report.stages, plot, f"{report.library}: {report.seconds:.1f} s, windows against the whole clip")
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _show_windows(report)
+
+
+def _show_windows(report: WindowReport) -> None:
+    from ..runtime.window_report import HEADINGS, row_cells
+
+    for stage in report.stages:
+        click.echo(f"{stage.component}, {stage.stage}: {stage.frames} frames of {1000 * stage.frame_seconds:.0f} ms")
+        rows = [[*row_cells(row, stage.frame_seconds), "in the library" if stage.is_own(row) else ""] for row in stage.rows]
+        click.echo(table([*HEADINGS, ""], rows))
+    for line in report.notes:
+        click.echo(line)
 
 
 def _write(path: Path, text: str) -> None:

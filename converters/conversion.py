@@ -6,43 +6,46 @@ library as it was.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from .. import __version__
-from ..errors import ConversionError, LibraryError
+from ..errors import LibraryError
 from ..golden_outputs.golden import Golden
-from ..golden_outputs.thresholds import usable
 from ..models.config import PHONE_CHANNELS
-from ..models.stages import VOICE_STAGES, Stage
-from ..runtime.backends.base import predict_arrays
+from ..models.layouts import DEFAULT_LAYOUT
+from ..models.stages import VOICE_STAGES
 from ..runtime.backends.reference_backend import ReferenceBackend
-from ..runtime.files import output_errors, write_json
+from ..runtime.files import output_errors
 from ..runtime.goldens import GATE, padded
-from ..runtime.library import CONTENT_ENCODER, PITCH, WEIGHTS, Component, Library, Manifest, StageEntry, check_name, new_build
-from ..runtime.recording import GOLDEN, recorded_cases, save_goldens, tool_versions
-from ..runtime.reference import ReferenceModel
+from ..runtime.library import (
+    CONTENT_ENCODER,
+    PITCH,
+    WEIGHTS,
+    Component,
+    Library,
+    Manifest,
+    StageEntry,
+    check_name,
+    new_build,
+    stage_of_entry,
+)
+from ..runtime.recording import recorded_cases, save_goldens, tool_versions
 from ..runtime.retrieval import IndexFile
-from .audit import audit_package
-from .examination import Examined, examine
+from .examination import examine
 from .fallback_options import Fallback
+from .forms import DEFAULT_TARGET, DEFAULT_TARGET_SNR, SHARING_TARGET, Form, Values
 from .index import check_index, keep_index
-from .mlprogram import COMPUTE_UNITS, TARGET_NAME, convert_stage
-from .opening import Opened, Source, open_content_encoder, open_pitch, open_voice
-from .precisions import parse_precisions
-from .preflight import preflight
-from .stage_parts import write_parts
+from .making import Target, finished, make, prove
+from .opening import Opened, open_content_encoder, open_pitch, open_voice
 from .strict import require_packages_only
 
-UNKNOWN_LICENCE = "not stated by the source file; the rights to the weights are those of their author"
+PRECISION_SEARCH = "precision_search"  # in a manifest's details: what was found for --precision auto
 Progress = Callable[[str, float], None]
-Precisions = Mapping[str, str]
 
 
 def _silent(_step: str, _share: float) -> None:
@@ -53,7 +56,12 @@ def convert_content_encoder(
     source: str | Path,
     library: str | Path,
     *,
-    precision: str = "fp16",
+    precision: Values = "fp16",
+    layout: Values = DEFAULT_LAYOUT,
+    windows: Values = (),
+    target: str = DEFAULT_TARGET,
+    weights: Values = "fp16",
+    target_snr: float = DEFAULT_TARGET_SNR,
     licence: str | None = None,
     replace: bool = False,
     keep_in_pytorch: Sequence[str] = (),
@@ -63,16 +71,18 @@ def convert_content_encoder(
 ) -> Component:
     """Convert a HuBERT/ContentVec file or directory into the library's content encoder.
 
-    `keep_in_pytorch` names operations or modules that stay in PyTorch, `rewrites` replaces operations by what Core ML has
-    (see docs/fallback.md); with `strict` nothing may stay. Raises CheckpointError for the file, UsageError for options,
-    LibraryError where another content encoder is there already (unless `replace`), FallbackError under `strict`,
-    ConversionError or AuditError where the result is not right.
+    `precision` is fp16, fp32 or auto, which keeps the fewest operations in float32 that reach `target_snr` dB; `layout` ane or
+    plain; `windows` frames ("255,2150"; nothing: `models.layouts.default_windows`); `target` ios17, or ios18 for one package of
+    all windows; `weights` how they are compressed. `keep_in_pytorch` names operations or modules that stay in PyTorch,
+    `rewrites` replaces operations by what Core ML has (see docs/fallback.md); with `strict` nothing may stay. Raises
+    CheckpointError for the file, UsageError for options, LibraryError where another content encoder is there already (unless
+    `replace`), FallbackError under `strict`, ConversionError or AuditError where the result is not right.
     """
-    precisions = parse_precisions([precision], (CONTENT_ENCODER,))
+    form = Form.parse((CONTENT_ENCODER,), precision, layout, windows, weights, target, target_snr)
     progress("reading", 0.0)
     opened = open_content_encoder(Path(source))
     fallback = Fallback(tuple(keep_in_pytorch), tuple(rewrites), strict)
-    return _convert(Library(library), opened, precisions, fallback, licence, replace, progress)
+    return _convert(Library(library), opened, form, fallback, licence, replace, progress)
 
 
 def convert_voice(
@@ -81,7 +91,12 @@ def convert_voice(
     *,
     name: str | None = None,
     index: str | Path | None = None,
-    precision: str | list[str] = "fp16",
+    precision: Values = "fp16",
+    layout: Values = DEFAULT_LAYOUT,
+    windows: Values = (),
+    target: str = DEFAULT_TARGET,
+    weights: Values = "fp16",
+    target_snr: float = DEFAULT_TARGET_SNR,
     licence: str | None = None,
     replace: bool = False,
     keep_in_pytorch: Sequence[str] = (),
@@ -91,10 +106,11 @@ def convert_voice(
 ) -> Component:
     """Convert an RVC voice into the library, under `name` or the file's own.
 
-    `precision` is fp16 or fp32, or a list that adds exceptions such as `decoder=fp32`; `keep_in_pytorch` may name a stage
-    as `decoder:PATTERN`. Raises as `convert_content_encoder` does.
+    `precision`, `layout` and `weights` may be lists that add exceptions such as `decoder=fp32`, `windows` is one of
+    `flow=300`; `keep_in_pytorch` may name a stage as `decoder:PATTERN`. Otherwise, and in what it raises, as
+    `convert_content_encoder`.
     """
-    precisions = parse_precisions([precision] if isinstance(precision, str) else precision, VOICE_STAGES)
+    form = Form.parse(VOICE_STAGES, precision, layout, windows, weights, target, target_snr)
     path = Path(source)
     name = path.stem if name is None else name
     check_name(name)
@@ -102,7 +118,7 @@ def convert_voice(
     opened = open_voice(path, name)
     features = None if index is None else check_index(index, PHONE_CHANNELS[opened.details["version"]])
     fallback = Fallback(tuple(keep_in_pytorch), tuple(rewrites), strict)
-    return _convert(Library(library), opened, precisions, fallback, licence, replace, progress, features)
+    return _convert(Library(library), opened, form, fallback, licence, replace, progress, features)
 
 
 def convert_pitch(
@@ -110,7 +126,12 @@ def convert_pitch(
     library: str | Path,
     *,
     kind: str | None = None,
-    precision: str = "fp16",
+    precision: Values = "fp16",
+    layout: Values = DEFAULT_LAYOUT,
+    windows: Values = (),
+    target: str = DEFAULT_TARGET,
+    weights: Values = "fp16",
+    target_snr: float = DEFAULT_TARGET_SNR,
     licence: str | None = None,
     replace: bool = False,
     keep_in_pytorch: Sequence[str] = (),
@@ -120,13 +141,13 @@ def convert_pitch(
 ) -> Component:
     """Convert an RMVPE, FCPE or CREPE file into the library's pitch model of that kind; `kind` is what it has to be.
 
-    Raises as `convert_content_encoder` does.
+    A CREPE has no layout for the Neural Engine and is plain. Otherwise as `convert_content_encoder`.
     """
-    precisions = parse_precisions([precision], (PITCH,))
+    form = Form.parse((PITCH,), precision, layout, windows, weights, target, target_snr)
     progress("reading", 0.0)
     opened = open_pitch(Path(source), kind)
     fallback = Fallback(tuple(keep_in_pytorch), tuple(rewrites), strict)
-    return _convert(Library(library), opened, precisions, fallback, licence, replace, progress)
+    return _convert(Library(library), opened, form, fallback, licence, replace, progress)
 
 
 def _check_existing(library: Library, opened: Opened, replace: bool) -> None:
@@ -144,7 +165,7 @@ def _check_existing(library: Library, opened: Opened, replace: bool) -> None:
 def _convert(
     library: Library,
     opened: Opened,
-    precisions: Precisions,
+    form: Form,
     fallback: Fallback,
     licence: str | None,
     replaces: bool,
@@ -152,20 +173,43 @@ def _convert(
     index: IndexFile | None = None,
 ) -> Component:
     _check_existing(library, opened, replaces)
-    origin, stages = opened.source, opened.stages
+    origin = opened.source
+    planned = form.planned(opened.network)
+    first = {name: one.plain for name, one in planned.items() if stage_of_entry(name) == name}
     progress("checking", 0.0)
-    examined = examine(stages, precisions, fallback, probe=fallback.strict)  # the probe takes seconds, and seldom finds anything
+    examined = examine(planned, form.precisions, fallback, probe=fallback.strict)  # the probe takes seconds, and seldom finds anything
     if fallback.strict:
         require_packages_only([one.found for one in examined.values()])
     with library.write(opened.kind, opened.name) as folder:
         progress("golden outputs", 0.0)
-        goldens = recorded_cases(opened.network, stages, library)
-        entries = {}
-        for position, (stage_name, stage) in enumerate(stages.items()):
-            progress(stage_name, position / len(stages))
-            gate = next(golden for golden in goldens if golden.what == stage_name and golden.case == GATE)
-            target = _Target(stage, gate, precisions[stage_name], folder, origin, licence)
-            entries[stage_name] = _convert_one(target, examined.pop(stage_name), fallback.strict)
+        goldens = recorded_cases(opened.network, first, library)
+        gates = {golden.what: golden for golden in goldens if golden.case == GATE}
+        entries: dict[str, StageEntry] = {}
+        choices: dict[str, Any] = {}
+        done = 0
+        for stage_name in first:
+            targets = [
+                Target(
+                    entry,
+                    one,
+                    gates[stage_name],
+                    form.precisions[stage_name],
+                    form.weights[stage_name],
+                    form.target,
+                    folder,
+                    origin,
+                    licence,
+                )
+                for entry, one in planned.items()
+                if stage_of_entry(entry) == stage_name
+            ]
+            made = []
+            for target in targets:
+                progress(target.name, done / len(planned))
+                made.append(make(target, examined.pop(target.name), fallback.strict, form.target_snr))
+                choices |= {} if made[-1].choice is None else {target.name: made[-1].choice.as_dict()}
+                done += 1
+            entries |= finished(made, merge=form.target == SHARING_TARGET)
         with output_errors(library.path):
             save_file(
                 {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in opened.weights.tensors.items()},
@@ -173,127 +217,20 @@ def _convert(
                 opened.weights.metadata,
             )
         stored_index = None if index is None else keep_index(index, folder)
-        details = {**opened.details, **fallback.details()}
+        details = {**opened.details, **form.details(), **({PRECISION_SEARCH: choices} if choices else {}), **fallback.details()}
         build = new_build(origin.sha256)
         manifest = Manifest(opened.kind, opened.name, build, asdict(origin), tool_versions(), entries, details, stored_index)
         staged = Component(folder.parent, replace(manifest, build=folder.name))
         save_goldens(goldens, library, staged)
-        manifest = replace(manifest, stages={name: _proved(staged, name, entry, goldens) for name, entry in entries.items()})
+        manifest = replace(manifest, stages={name: _proved(staged, name, entry, gates) for name, entry in entries.items()})
         component = library.commit(folder, manifest)
     progress("done", 1.0)
     return component
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A stage to convert, and where it goes."""
-
-    stage: Stage
-    gate: Golden
-    precision: str
-    folder: Path
-    origin: Source
-    licence: str | None
-
-    @property
-    def shapes(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-        """Of the stage's inputs and outputs."""
-        inputs, outputs = ({spec.name: list(spec.shape) for spec in specs} for specs in (self.stage.inputs, self.stage.outputs))
-        return inputs, outputs
-
-    def entry(self, **found: Any) -> StageEntry:
-        """As the manifest keeps it."""
-        inputs, outputs = self.shapes
-        return StageEntry(
-            golden=f"{GOLDEN}/{self.stage.name}.safetensors",
-            window=self.stage.window,
-            context=self.stage.context,
-            precision=self.precision,
-            compute_units=COMPUTE_UNITS,
-            minimum_deployment_target=TARGET_NAME,
-            inputs=inputs,
-            outputs=outputs,
-            **found,
-        )
-
-
-def _convert_one(target: _Target, examined: Examined, strict: bool) -> StageEntry:
-    """One package where all of the stage can go into one, else its parts."""
-    if examined.found.blocked:
-        return _convert_parts(target, examined)
-    try:
-        converted = convert_stage(target.stage, target.precision, examined.network)
-    except ConversionError:
-        if strict:
-            raise  # the probe has been asked already
-        found = preflight(examined.network, precision=target.precision)
-        if not found.blocked:
-            raise
-        return _convert_parts(target, replace(examined, found=found))
-    stage = target.stage
-    _describe(converted.model, target)
-    package = target.folder / f"{stage.name}.mlpackage"
-    operations_file = target.folder / f"{stage.name}.operations.json"
-    with output_errors(package):
-        converted.model.save(str(package))
-        write_json(operations_file, converted.operations)
-    report = audit_package(package, stage, converted.operations)
-    return target.entry(
-        package=package.name,
-        operations=operations_file.name,
-        operation_counts=converted.operation_counts,
-        audited_values=report.values,
-        reference_snr_db=_prove(stage.name, padded(target.gate, *target.shapes), ReferenceModel(package).predict),
-    )
-
-
-def _convert_parts(target: _Target, examined: Examined) -> StageEntry:
-    gate = padded(target.gate, *target.shapes)
-    inputs = {name: torch.from_numpy(array) for name, array in gate.inputs.items()}
-    parts = write_parts(target.stage, examined, target.precision, inputs, target.folder, lambda model, part: _describe(model, target, part))
-    return target.entry(
-        package=parts.graph,
-        operations=parts.operations,
-        operation_counts=parts.operation_counts,
-        audited_values=parts.audited_values,
-        reference_snr_db=None,
-        plan=json.loads(json.dumps(parts.plan.as_dict())),  # as it will be read back
-    )
-
-
-def _proved(component: Component, name: str, entry: StageEntry, goldens: Sequence[Golden]) -> StageEntry:
+def _proved(component: Component, name: str, entry: StageEntry, gates: Mapping[str, Golden]) -> StageEntry:
     """A stage in parts is run as its users will, from what was saved; one in a package has its proof already."""
     if entry.plan is None:
         return entry
-    gate = next(golden for golden in goldens if golden.what == name and golden.case == GATE)
-    runner = ReferenceBackend().load(component, name)
-    snr = _prove(name, padded(gate, entry.inputs, entry.outputs), lambda inputs: predict_arrays(runner, inputs))
-    return replace(entry, reference_snr_db=snr)
-
-
-def _prove(name: str, golden: Golden, predict: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> float:
-    """Run what was saved on the golden input with the reference executor; the worst output's SNR."""
-    compared = golden.compare(predict(golden.inputs), audio=False)
-    for output, comparison in compared.items():
-        if not usable(comparison):
-            raise ConversionError(
-                f"the converted {name} does not compute what PyTorch does: {output} has {comparison.snr_db:.1f} dB SNR and"
-                f" level {comparison.level:.2f}; try --precision fp32"
-            )
-    return round(min(comparison.snr_db for comparison in compared.values()), 2)
-
-
-def _describe(model: Any, target: _Target, part: str | None = None) -> None:
-    stage, origin = target.stage, target.origin
-    model.short_description = stage.description if part is None else f"part {part} of: {stage.description}"
-    model.author = "converted by rvc-coreml"
-    model.license = target.licence or UNKNOWN_LICENCE
-    model.version = __version__
-    if part is None:
-        for spec in stage.inputs:
-            model.input_description[spec.name] = spec.description
-        for spec in stage.outputs:
-            model.output_description[spec.name] = spec.description
-    metadata = {"stage": stage.name, "precision": target.precision, "source_file": origin.file, "source_sha256": origin.sha256}
-    for key, value in {**metadata, **({} if part is None else {"part": part}), **tool_versions()}.items():
-        model.user_defined_metadata[f"rvc_coreml.{key}"] = value
+    gate = padded(gates[stage_of_entry(name)], entry.inputs, entry.outputs)
+    return replace(entry, reference_snr_db=prove(name, gate, ReferenceBackend().load(component, name)))

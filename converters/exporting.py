@@ -47,13 +47,19 @@ __all__ = ["ExportedNetwork", "OperationFacts", "TensorFacts", "export_module"]
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """One network as a functional graph, and what is known of its operations, in order."""
+    """One network as a functional graph, and what is known of its operations, in order.
+
+    Where the module is another arrangement of a source network, the operations name the modules of that, `own_modules` those
+    that they are in, by node, and `skipped_passes` of coremltools are left out of its conversion.
+    """
 
     name: str
     program: ExportedProgram
     operations: tuple[OperationFacts, ...]
     decomposed: tuple[str, ...]
     rewritten: tuple[str, ...]
+    own_modules: Mapping[str, str] | None = None
+    skipped_passes: tuple[str, ...] = ()
 
     @cached_property
     def nodes(self) -> Mapping[str, fx.Node]:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import CheckpointError, FallbackError, LibraryError, PackageError, RvcCoremlError, UsageError, WrongCheckpointKind, printable
 from ..models.checkpoint.voice import load_voice
 from ..models.config import PHONE_CHANNELS
+from ..models.layouts import DEFAULT_LAYOUT
 from ..models.stages import VOICE_STAGES
 from ..runtime.library import Component, Library
 from ..runtime.reference.package import open_package
 from ..runtime.retrieval import open_index
 from ..runtime.zips import is_torch_zip, is_zip_name
 from .collection import WEIGHT_SUFFIXES, Collection, Index, Item, Remark, collect, indexes_in
-from .conversion import Progress, convert_voice, parse_precisions
+from .conversion import Progress, convert_voice
 from .fallback_options import Fallback, in_pytorch
+from .forms import DEFAULT_TARGET, DEFAULT_TARGET_SNR, Form, Values
 from .opening import open_voice, source_hash
 from .pairing import Choice, Pairing, fold
 from .preflight.findings import counted
@@ -37,7 +39,12 @@ class Convert(Protocol):
         *,
         name: str | None = None,
         index: str | Path | None = None,
-        precision: str | list[str] = "fp16",
+        precision: Values = "fp16",
+        layout: Values = DEFAULT_LAYOUT,
+        windows: Values = (),
+        target: str = DEFAULT_TARGET,
+        weights: Values = "fp16",
+        target_snr: float = DEFAULT_TARGET_SNR,
         licence: str | None = None,
         replace: bool = False,
         keep_in_pytorch: Sequence[str] = (),
@@ -101,16 +108,29 @@ class Outcome:
 class Options:
     """How the voices are converted; `name` and `index` are for a single one."""
 
-    precision: list[str]
+    precision: Sequence[str] = ("fp16",)
     licence: str | None = None
     replace: bool = False
     name: str | None = None
     index: Path | None = None
     fallback: Fallback = field(default_factory=Fallback)
+    layout: Sequence[str] = (DEFAULT_LAYOUT,)
+    windows: Sequence[str] = ()
+    target: str = DEFAULT_TARGET
+    weights: Sequence[str] = ("fp16",)
+    target_snr: float = DEFAULT_TARGET_SNR
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("precision", "layout", "windows", "weights", "target", "target_snr")}
+
+    def form(self) -> Form:
+        """Raises UsageError."""
+        return Form.parse(VOICE_STAGES, **self._asked)
 
     def conversion(self) -> dict[str, Any]:
         """Arguments of `convert_voice` that are the same for every voice."""
-        return {"precision": self.precision, "licence": self.licence, "replace": self.replace, **vars(self.fallback)}
+        return {**self._asked, "licence": self.licence, "replace": self.replace, **vars(self.fallback)}
 
 
 def is_one_voice(paths: Sequence[Path]) -> bool:
@@ -126,7 +146,7 @@ def convert_collection(
     Raises UsageError before any work where the options are wrong or nothing at all was found.
     """
     paths, target = list(paths), Library(library)
-    parse_precisions(options.precision, VOICE_STAGES)
+    options.form()
     progress("looking", 0.0)
     found = collect(paths, target.path)
     if found.empty:
@@ -144,10 +164,10 @@ def check_collection(paths: Sequence[Path], options: Options, *, progress: Progr
     """
     from .examination import check_checkpoint
 
-    paths = list(paths)
+    paths, form = list(paths), options.form()
     if is_one_voice(paths):
         progress("reading", 0.0)
-        return {str(paths[0]): check_checkpoint(open_voice(paths[0], paths[0].stem), options.precision, options.fallback)}, []
+        return {str(paths[0]): check_checkpoint(open_voice(paths[0], paths[0].stem), form, options.fallback)}, []
     found: dict[str, list[Preflight]] = {}
     known: dict[str, list[Preflight]] = {}
     collection = collect(paths)
@@ -164,7 +184,7 @@ def check_collection(paths: Sequence[Path], options: Options, *, progress: Progr
             continue
         shape = repr([opened.details[key] for key in ("version", "f0", "config")])
         if shape not in known:
-            known[shape] = check_checkpoint(opened, options.precision, options.fallback)
+            known[shape] = check_checkpoint(opened, form, options.fallback)
         found[item.label] = known[shape]
     if not found and not problems:
         raise UsageError(f"{', '.join(map(str, paths))}: no voice here")
@@ -201,7 +221,7 @@ class _Run:
 
     def __init__(self, library: Library, options: Options, found: Collection, progress: Progress, convert: Convert) -> None:
         self.library, self.options, self.found, self.progress, self.convert = library, options, found, progress, convert
-        self.precisions = parse_precisions(options.precision, VOICE_STAGES)
+        self.form = options.form()
         self.outcome = Outcome(failed=list(found.failed), ignored=list(found.ignored))
         named = None if options.index is None else options.index.resolve()
         indexes = [index for index in found.indexes if index.item.path.resolve() != named]
@@ -292,9 +312,7 @@ class _Run:
             manifest = component.manifest
             if self.options.name not in (None, manifest.name):
                 continue
-            if {stage: entry.precision for stage, entry in manifest.stages.items()} != self.precisions:
-                continue
-            if not self.options.fallback.made(manifest):
+            if not self.form.made(manifest) or not self.options.fallback.made(manifest):
                 continue
             if self.options.licence is not None and _licence(component) != self.options.licence:
                 continue

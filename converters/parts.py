@@ -29,6 +29,19 @@ TARGET = ct.target.iOS17
 # fuse_conv_scale folds the attention's 1/sqrt(d) into conv_q: equal in exact arithmetic, but the audit could no longer
 # tell the package's weights from damaged ones.
 SKIPPED_PASSES = ("common::fuse_conv_scale",)
+# What would undo the layout for the Neural Engine: a LayerNorm over channels in bounded steps back to one operation, products
+# with constants to operations that it does not have, factors into other weights than the checkpoint's.
+ANE_SKIPPED_PASSES = (
+    "common::fuse_layernorm_or_instancenorm",
+    "common::fuse_elementwise_to_batchnorm",
+    "common::fuse_conv_batchnorm",
+    "common::fuse_onehot_matmul_to_gather",
+    "common::fuse_matmul_weight_bias",
+    "common::compose_conv1d",
+    "common::detect_concat_interleave",
+    "common::concat_to_pixel_shuffle",
+    "common::use_reflection_padding",
+)
 _TRANSPOSES = "common::reduce_transposes"  # KeyError 'axes' where a transposed value is reduced over all its axes
 _HANDLE = "EXIR_DEBUG_HANDLE"
 _CONSTANT = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -55,13 +68,14 @@ class PartProgram:
 
 @dataclass(frozen=True)
 class ConvertedPart:
-    """A package in memory, and for every operation in it the graph's node and the module that it came from."""
+    """A package in memory, and for every operation in it the graph's node, the source network's module and the own one that it is of."""
 
     model: Any  # coremltools.models.MLModel, which has no type information
     inputs: tuple[Seam, ...]
     outputs: tuple[Seam, ...]
     operations: dict[str, str]
     modules: dict[str, str]
+    own_modules: dict[str, str]
     operation_counts: dict[str, int]
 
 
@@ -82,10 +96,12 @@ def convert_part(
     input_names: Mapping[str, str] | None = None,
     output_names: Mapping[str, str] | None = None,
     target: Any = TARGET,
+    keep_float32: Collection[str] = (),
 ) -> ConvertedPart:
     """Convert the named operations; `input_names` and `output_names` give values other names in the package, and its order.
 
-    Raises PartError where coremltools refuses, with the operation where it can be told.
+    In half precision, what comes of the nodes `keep_float32` computes in float32. Raises PartError where coremltools refuses,
+    with the operation where it can be told.
     """
     given, wanted = input_names or {}, output_names or {}
     part = part_program(network, names, given, wanted)
@@ -93,14 +109,16 @@ def convert_part(
     gives = tuple(replace(seam, feature=wanted.get(seam.value, seam.value)) for seam in part.outputs)
     inputs = [ct.TensorType(name=seam.feature, shape=seam.package_shape, dtype=_numpy(seam)) for seam in takes]
     outputs = [ct.TensorType(name=seam.feature, dtype=_numpy(seam)) for seam in gives]
+    skipped = (*SKIPPED_PASSES, *network.skipped_passes)
+    computing = _compute_precision(precision, part, keep_float32)
     with quiet(), unchecked_passes():
         try:
             try:
-                model = _converted(part, inputs, outputs, precision, target, SKIPPED_PASSES)
+                model = _converted(part, inputs, outputs, computing, target, skipped)
             except KeyError as error:
                 if error.args != ("axes",):
                     raise
-                model = _converted(part, inputs, outputs, precision, target, (*SKIPPED_PASSES, _TRANSPOSES))
+                model = _converted(part, inputs, outputs, computing, target, (*skipped, _TRANSPOSES))
         except Exception as error:
             raise refusal(error, network, part.handles) from error
     program = model._mil_program  # noqa: SLF001 - the saved model keeps only names; the scopes exist in memory
@@ -109,15 +127,25 @@ def convert_part(
     for function in program.functions.values():  # saving would write a file of debug handles into the package, and fails on loops
         function._essential_scope_sources = []  # noqa: SLF001
     modules = {facts.name: facts.module for facts in network.operations}
+    own = modules if network.own_modules is None else network.own_modules
     counts: dict[str, int] = {}
     for operation in operations:
         if operation.op_type != "const":
             counts[operation.op_type] = counts.get(operation.op_type, 0) + 1
-    modules_made = {name: modules.get(node, "") for name, node in made.items()}
-    return ConvertedPart(model, takes, gives, made, modules_made, dict(sorted(counts.items())))
+    modules_made, own_made = ({name: known.get(node, "") for name, node in made.items()} for known in (modules, own))
+    return ConvertedPart(model, takes, gives, made, modules_made, own_made, dict(sorted(counts.items())))
 
 
-def _converted(part: PartProgram, inputs: list[Any], outputs: list[Any], precision: str, target: Any, skipped: Iterable[str]) -> Any:
+def _compute_precision(precision: str, part: PartProgram, keep_float32: Collection[str]) -> Any:
+    """As coremltools takes it; what has no node of its own goes with half precision."""
+    if precision != "fp16":
+        return ct.precision.FLOAT32
+    if not keep_float32:
+        return ct.precision.FLOAT16
+    return ct.transform.FP16ComputePrecision(op_selector=lambda operation: _node_of(operation, part.handles) not in keep_float32)
+
+
+def _converted(part: PartProgram, inputs: list[Any], outputs: list[Any], precision: Any, target: Any, skipped: Iterable[str]) -> Any:
     pipeline: Any = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(skipped))
     return ct.convert(
@@ -127,7 +155,7 @@ def _converted(part: PartProgram, inputs: list[Any], outputs: list[Any], precisi
         convert_to="mlprogram",
         minimum_deployment_target=target,
         compute_units=ct.ComputeUnit.ALL,
-        compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+        compute_precision=precision,
         pass_pipeline=pipeline,
         skip_model_load=True,
     )

@@ -42,6 +42,7 @@ class Split:
     plan: Plan
     models: dict[str, Any]
     modules: dict[str, dict[str, str]]
+    own_modules: dict[str, dict[str, str]]
     operation_counts: dict[str, int]
     graph: Graph
     tensors: dict[str, Tensor]
@@ -238,7 +239,7 @@ class _Splitting:
         return self.network.node(name).target is picks_result()
 
     def _finished(self, assignment: Assignment) -> Split:
-        parts, models, modules, counts = [], {}, {}, Counter[str]()
+        parts, models, modules, own, counts = [], {}, {}, {}, Counter[str]()
         for number, step in enumerate(assignment.steps):
             name = f"p{number}"
             if step.kind == "pytorch":
@@ -248,7 +249,7 @@ class _Splitting:
             made = settled.converted
             file = f"{name}.mlpackage"
             parts.append(PartPlan(name, "package", step.operations, made.inputs, made.outputs, file, settled.precision, settled.note))
-            models[name], modules[name] = made.model, made.modules
+            models[name], modules[name], own[name] = made.model, made.modules, made.own_modules
             counts.update(made.operation_counts)
         findings = self._findings(assignment)
         there = [name for step in assignment.steps if step.kind == "pytorch" for name in step.operations if not self._picks(name)]
@@ -260,7 +261,7 @@ class _Splitting:
             "crossings": assignment.crossings,
         }
         plan = Plan(tuple(parts), tuple(asdict(finding) for finding in findings), totals, self.precision)
-        return Split(plan, models, modules, dict(sorted(counts.items())), self.graph, self.tensors)
+        return Split(plan, models, modules, own, dict(sorted(counts.items())), self.graph, self.tensors)
 
     def _findings(self, assignment: Assignment) -> list[Finding]:
         """Of everything that stays in PyTorch, in the order of the graph; what picks a result goes without saying."""

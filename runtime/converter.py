@@ -23,8 +23,9 @@ from .audio import OutputBuffer, Recording, recording_of, reflect_padded, releas
 from .backends import Backend, choose_backend
 from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
+from .content_window import AUTO, ContentWindow, choose_window
 from .devices import empty_cache, is_unified, search_memory
-from .library import Library
+from .library import CONTENT_ENCODER, Library
 from .noise import NoiseDraw, checked, seeded_noise
 from .options import ConversionOptions
 from .pitch import PitchTrack, apply_contour_options, choose_method, estimate_pitch
@@ -46,7 +47,8 @@ class VoiceConverter:
 
     `backend` is a name or a Backend, `device` where PyTorch runs (cpu, cuda, mps; None: the best there is), `config` how
     (None: the device's defaults, RVC_COREML_CONFIG and the environment). `strict` raises StrictError in place of running a
-    stage elsewhere, `compute_units` (stage -> Core ML's units, "*" for all) are tried before others. Not for use by several
+    stage elsewhere, `compute_units` (stage -> Core ML's units, "*" for all) are tried before others; `content_window` is
+    auto, ane or parity (runtime/content_window.py). Not for use by several
     threads at once. Raises LibraryError where the library lacks the voice, a content encoder, or features of the voice's
     version.
     """
@@ -64,6 +66,7 @@ class VoiceConverter:
         strict: bool = False,
         compute_units: Mapping[str, str] | None = None,
         decisions: Decisions | None = None,
+        content_window: str = AUTO,
     ) -> None:
         self.library = library if isinstance(library, Library) else Library.open(library)
         self.voice = self.library.voice(voice)
@@ -78,12 +81,15 @@ class VoiceConverter:
             self.backend, notify, config=self.config, strict=strict, compute_units=compute_units, decisions=decisions
         )
         components = {"content_encoder": self.content, "text_encoder": self.voice, "flow": self.voice, "decoder": self.voice}
-        stages = {name: self.placement.stage(component, name) for name, component in components.items()}
+        self._content_window = choose_window(self.content, content_window)
+        components |= dict.fromkeys(self.voice.windows("text_encoder").values(), self.voice)
+        entries = {name: self._content_window.entry if name == CONTENT_ENCODER else name for name in components}
+        stages = {name: self.placement.stage(component, entries[name]) for name, component in components.items()}
         self.pitch_models = LibraryPitchModels(self.library, self.placement)
         self.synthesizer = SegmentSynthesizer(
             version=version,
             stages=stages,
-            entries={name: component.manifest.stages[name] for name, component in components.items()},
+            entries={name: component.manifest.stages[entries[name]] for name, component in components.items()},
             content_host=ContentHost.read(self.content.weights),
             voice_host=VoiceHost.read(self.voice.weights),
             config=self.config,
@@ -116,6 +122,12 @@ class VoiceConverter:
         """Where the high-pass runs; None is scipy."""
         device = self.synthesizer.stages["content_encoder"].device
         return device if self.config.filter_device == "device" and device.type != "cpu" else None
+
+    @property
+    def content_window(self) -> ContentWindow:
+        """What the content encoder is given at a time."""
+        chosen = self._content_window
+        return chosen if self.synthesizer.stages[CONTENT_ENCODER].window is not None else chosen.ran_whole()
 
     @property
     def executed_by(self) -> dict[str, str]:

@@ -8,18 +8,21 @@ declared is compared with itself in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import LibraryError, PackageError
 from ..golden_outputs.golden import AGAIN, Golden
 from ..golden_outputs.metrics import Comparison
 from ..golden_outputs.thresholds import USABLE_SNR, Verdict, judge
+from ..models.origins import source_modules
 from ..models.stages import Stage
+from .backends.base import entering, leaving
 from .backends.torch_backend import TorchBackend
 from .library import Component
 from .reference import ReferenceModel
@@ -81,23 +84,31 @@ def explain(component: Component, stage: str, golden: Golden, package: Path | No
     """
     if component.manifest.stages[stage].plan is not None:
         raise PackageError(f"the {stage} is in parts, and only a stage in one package is traced; 'rvc-coreml compare' takes each of them")
-    source = TorchBackend("cpu").stage(component, stage)
+    entry = component.manifest.stages[stage]
+    source = TorchBackend("cpu").stage(component, stage, entry.layout)
     try:
-        modules = component.operations(stage)
+        modules = component.modules(stage)
     except (OSError, ValueError) as error:
         raise LibraryError(f"the operation map of the {component.title}, {stage}, is damaged ({error}): convert it again") from error
-    return explain_package(package or component.package(stage), source, modules, golden, component.manifest.stages[stage].precision)
+    path = package or component.package(stage)
+    found = explain_package(path, source, modules, golden, entry.precision, None if package is not None else entry.function)
+    if found is None or found.module is None:
+        return found
+    return replace(found, module=source_modules(source)(found.module) or None)
 
 
-def explain_package(path: Path, source: Stage, modules: Mapping[str, str], golden: Golden, precision: str) -> Explanation | None:
-    """The same for any package, the module that it should compute, and the map from its operations to module paths."""
-    trace = SourceTrace(source, golden.inputs)
-    walk = _Walk(path, source, modules, trace, golden.inputs)
-    found = golden.compare(walk.outputs, audio=False)
+def explain_package(
+    path: Path, source: Stage, modules: Mapping[str, str], golden: Golden, precision: str, function: str | None = None
+) -> Explanation | None:
+    """The same for any package, the module that it should compute, and the map from its operations to the module's own paths."""
+    package = _Package(path, source, function)
+    trace = SourceTrace(source, package.entering(golden.inputs))
+    walk = _Walk(package, modules, trace, package.entering(golden.inputs))
+    found = golden.compare(package.leaving(walk.outputs), audio=False)
     agreement = _worst(found)
-    in_torch = golden.compare(trace.outputs, audio=False)
+    in_torch = golden.compare(package.leaving(trace.outputs), audio=False)
     if _worst(in_torch) < CLEAN_DB:
-        explanation = _changed_source(trace, {name: item.snr_db for name, item in in_torch.items()}, agreement)
+        explanation = _changed_source(trace, package.by_output(in_torch), agreement)
         if explanation is not None:
             return explanation
         raise LibraryError(
@@ -105,25 +116,66 @@ def explain_package(path: Path, source: Stage, modules: Mapping[str, str], golde
             f" compared with it: convert again, or {AGAIN}"
         )
     if agreement >= USABLE_SNR:
-        declared = golden.compare(ReferenceModel(path).predict(golden.inputs), audio=False)
+        declared = golden.compare(package.leaving(package.model().predict(package.entering(golden.inputs))), audio=False)
         if all(judge(comparison, golden.what, precision).verdict is Verdict.GOOD for comparison in declared.values()):
             return None
         if _worst(declared) < agreement - ROUNDING_DB:
-            return _rounding(path, modules, golden, _worst(declared))
+            return _rounding(package, modules, package.entering(golden.inputs), _worst(declared))
     limit = min(max(agreement + MARGIN_DB, USABLE_SNR), CLEAN_DB)
-    return walk.first_departure({name: item.snr_db for name, item in found.items()}, limit)
+    return walk.first_departure(package.by_output(found), limit)
 
 
 def _worst(compared: Mapping[str, Comparison]) -> float:
     return min(comparison.snr_db for comparison in compared.values())
 
 
+@dataclass(frozen=True)
+class _Package:
+    """A package, or a function of it, with what leads from the stage's tensors to its own and back."""
+
+    path: Path
+    source: Stage
+    function: str | None
+
+    def model(self, numerics: str = "declared") -> ReferenceModel:
+        return ReferenceModel(self.path, self.function, numerics)
+
+    def entering(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the package takes."""
+        arrangement = self.source.arrangement
+        if arrangement is None:
+            return dict(arrays)
+        return {name: value.numpy() for name, value in entering(arrangement, _tensors(arrays)).items()}
+
+    def leaving(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The stage's outputs."""
+        arrangement = self.source.arrangement
+        if arrangement is None:
+            return dict(arrays)
+        return {name: value.numpy() for name, value in leaving(arrangement, _tensors(arrays)).items()}
+
+    def by_output(self, found: Mapping[str, Comparison]) -> dict[str, float]:
+        """SNR by the package's own outputs: of what is made of each, the worst."""
+        arrangement = self.source.arrangement
+        if arrangement is None:
+            return {name: item.snr_db for name, item in found.items()}
+        names = {item.name: item.source for item in arrangement.outputs}
+        worst: dict[str, float] = {}
+        for name, item in found.items():
+            worst[names[name]] = min(worst.get(names[name], np.inf), item.snr_db)
+        return worst
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
 class _Walk:
     """A package run in float32, every result beside the source network's."""
 
-    def __init__(self, path: Path, source: Stage, modules: Mapping[str, str], trace: SourceTrace, inputs: Mapping[str, np.ndarray]) -> None:
-        self.source, self.trace = source, trace
-        model = ReferenceModel(path, numerics="float32")
+    def __init__(self, package: _Package, modules: Mapping[str, str], trace: SourceTrace, inputs: Mapping[str, np.ndarray]) -> None:
+        self.source, self.trace = package.source, trace
+        model = package.model("float32")
         self.constants = model.program.constants
         self.given = {value.caller: value for value in trace.values if value.function == INPUT}
         self.made: dict[str, _Step] = {}  # by the name of its result, in order
@@ -198,10 +250,12 @@ class _Walk:
             step = self.made[step.made_from[0]]
         if step is None or step.partner is None:
             return None
-        right = next(spec for spec in self.source.outputs if spec.name == output)
+        arrangement = self.source.arrangement
+        made = (output,) if arrangement is None else tuple(item.name for item in arrangement.outputs if item.source == output)
+        right = " and ".join(spec.description for spec in self.source.outputs if spec.name in made)
         text = (
             f"{step.operation.type} {step.operation.name} gives the output {output!r}, but it holds what the source network computes as"
-            f" {step.partner.place}, not {right.description}"
+            f" {step.partner.place}, not {right}"
         )
         return step.explained(agreement, text)
 
@@ -306,9 +360,9 @@ def _difference(parameter: np.ndarray, value: np.ndarray | None) -> str | None:
     return f"not the source's in {wrong} of {value.size} values"
 
 
-def _rounding(path: Path, modules: Mapping[str, str], golden: Golden, agreement: float) -> Explanation | None:
+def _rounding(package: _Package, modules: Mapping[str, str], inputs: Mapping[str, np.ndarray], agreement: float) -> Explanation | None:
     """Right in float32: where the package's declared precision leaves float64, by overflow or by rounding."""
-    sides = [Execution(ReferenceModel(path, numerics=policy), golden.inputs) for policy in ("declared", "float64")]
+    sides = [Execution(package.model(policy), inputs) for policy in ("declared", "float64")]
     differences = compare_values(sides[0], sides[1], modules).differences
     overflown = next((item for item in differences if not item.finite and item.snr_db == -np.inf), None)
     if overflown is not None:

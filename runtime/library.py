@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LibraryError
+from ..models.arrangement import Arrangement
+from ..models.layouts import LAYOUTS, PLAIN
 from ..models.stages import VOICE_STAGES
 from .files import output_errors, sync_tree, write_json
 
@@ -48,6 +50,7 @@ _REQUIRED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     PITCH: ((PITCH,), ()),
 }
 _INDEX_ENTRIES = ("file", "sha256", "stored", "vectors", "cells", "nprobe", "width")
+AT = "@"  # between a stage and its frames, in the name of a further window
 _TEMPORARY = ".convert-"
 _LOCK = ".lock"
 MAX_NAME = 100
@@ -83,13 +86,31 @@ class StageEntry:
     kept_float32: list[str] = field(default_factory=list)
     weights: str | None = None
 
+    @property
+    def arranged(self) -> Arrangement | None:
+        """Raises ValueError where what the manifest says is none."""
+        return None if self.arrangement is None else Arrangement.from_dict(self.arrangement)
+
+    @property
+    def package_inputs(self) -> dict[str, list[int]]:
+        """Names and shapes of what the package takes, in order."""
+        arranged = self.arranged
+        return dict(self.inputs) if arranged is None else {item.name: list(item.shape) for item in arranged.inputs}
+
+    @property
+    def package_outputs(self) -> list[str]:
+        """Names of what the package gives, in order."""
+        arranged = self.arranged
+        return list(self.outputs) if arranged is None else list(dict.fromkeys(item.source for item in arranged.outputs))
+
     def packages(self) -> list[str]:
         """Its package, or those of its parts."""
         return [self.package] if self.plan is None else [part["package"] for part in self.plan["parts"] if part["package"] is not None]
 
     def files(self) -> list[str]:
         """Every path that the entry names."""
-        return list(dict.fromkeys([self.package, self.golden, self.operations, *self.packages()]))
+        own = [] if self.layout == PLAIN else [own_modules_name(self.operations)]
+        return list(dict.fromkeys([self.package, self.golden, self.operations, *own, *self.packages()]))
 
 
 @dataclass(frozen=True)
@@ -134,6 +155,16 @@ class Component:
             return "content encoder"
         return f"pitch model {self.manifest.name!r}" if self.manifest.kind == PITCH else f"voice {self.manifest.name!r}"
 
+    @property
+    def stage_names(self) -> list[str]:
+        """Its stages, each once, whatever windows they have."""
+        return [name for name in self.manifest.stages if stage_of_entry(name) == name]
+
+    def windows(self, stage: str) -> dict[int, str]:
+        """Frames of a stage's packages -> their entries, the smallest first."""
+        found = {entry.window: name for name, entry in self.manifest.stages.items() if stage_of_entry(name) == stage}
+        return dict(sorted(found.items()))
+
     def package(self, stage: str) -> Path:
         return self.build / self.manifest.stages[stage].package
 
@@ -154,6 +185,12 @@ class Component:
         from .goldens import stage_goldens
 
         return stage_goldens(self, stage, cases)
+
+    def function(self, stage: str) -> str | None:
+        return self.manifest.stages[stage].function
+
+    def arrangement(self, stage: str) -> Arrangement | None:
+        return self.manifest.stages[stage].arranged
 
     def precision(self, stage: str) -> str:
         return self.manifest.stages[stage].precision
@@ -177,8 +214,15 @@ class Component:
         return stage_parts(self, stage)
 
     def operations(self, stage: str) -> dict[str, str]:
-        """Operation name -> module path, as the conversion recorded it."""
+        """Operation name -> module path in the source network, as the conversion recorded it."""
         return json.loads((self.build / self.manifest.stages[stage].operations).read_text(encoding="utf-8"))
+
+    def modules(self, stage: str) -> dict[str, str]:
+        """Operation name -> module path in the stage as its layout has it; the same as `operations` in a plain one."""
+        if self.manifest.stages[stage].layout == PLAIN:
+            return self.operations(stage)
+        path = self.build / own_modules_name(self.manifest.stages[stage].operations)
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 class Library:
@@ -297,6 +341,21 @@ class Library:
         return self.path / (PITCH if kind == PITCH else VOICES) / name
 
 
+def stage_of_entry(name: str) -> str:
+    """The stage of a manifest's entry: `content_encoder` of `content_encoder@2150`, a further window of it."""
+    return name.partition(AT)[0]
+
+
+def file_label(name: str) -> str:
+    """An entry's name as its files have it."""
+    return name.replace(AT, "_")
+
+
+def own_modules_name(operations: str) -> str:
+    """The file beside a stage's operation map that has modules as the stage's layout calls them."""
+    return operations.replace(".operations.json", ".modules.json")
+
+
 def check_name(name: str) -> None:
     """Raises LibraryError for a name that cannot be a folder's."""
     printable = bool(name) and name.isprintable() and not any(character in name for character in "/\\$")
@@ -365,12 +424,29 @@ def _check(component: Component) -> None:
     for entry in component.manifest.stages.values():
         if not (isinstance(entry.window, int) and isinstance(entry.context, int) and 0 <= 2 * entry.context < entry.window):
             raise LibraryError(f"{component.folder / MANIFEST} is damaged (window {entry.window}, context {entry.context}): convert again")
+        try:
+            _check_layout(entry)
+        except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise LibraryError(f"{component.folder / MANIFEST} is damaged ({said}): convert again") from error
         paths += [component.build / path for path in entry.files()]
     for path in paths:
         if not path.resolve().is_relative_to(root):
             raise LibraryError(f"{component.folder / MANIFEST} points outside its folder ({path})")
         if not path.exists():
             raise LibraryError(f"the {component.title} is incomplete: {path} is missing; convert it again")
+
+
+def _check_layout(entry: StageEntry) -> None:
+    """Raises ValueError, or what torch raises, where an entry's layout is none or its arrangement does not lead there and back."""
+    texts = (entry.function, entry.weights)
+    if entry.layout not in LAYOUTS or any(not (text is None or isinstance(text, str)) for text in texts):
+        raise ValueError(f"layout {entry.layout!r}, function {entry.function!r}, weights {entry.weights!r}")
+    if not isinstance(entry.kept_float32, list):
+        raise ValueError(f"operations in float32 {entry.kept_float32!r}")
+    arranged = entry.arranged
+    if arranged is not None:
+        arranged.check(entry.inputs, entry.outputs)
 
 
 def _names(path: Path, build: str) -> bool:

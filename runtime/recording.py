@@ -35,7 +35,7 @@ from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
 from .files import output_errors, sha256
 from .goldens import SEED, Speech, golden_folder, make_cases, padded, recorded_speech, require_encoder
-from .library import Component, Library
+from .library import Component, Library, stage_of_entry
 from .noise import seeded_noise
 from .pitch import HOP, SAMPLE_RATE, estimate_pitch
 from .segments import PAD, PAD_FRAMES
@@ -89,12 +89,14 @@ def record(
     """
     changes = threshold_changes(golden_folder(component), reason)
     backend = TorchBackend("cpu")
-    stages = {name: backend.stage(component, name) for name in component.manifest.stages}
+    stages = {name: backend.stage(component, name) for name in component.stage_names}
     fitting = features if features is not None and reads_features(component, features[0]) else None
     goldens = recorded_cases(backend.network(component), stages, library, speech, fitting)
     found = _collected(goldens, library, component, speech, changes)
     folder, before = f"{GOLDEN}-{secrets.token_hex(4)}", golden_folder(component)
-    entries = {name: replace(entry, golden=f"{folder}/{name}.safetensors") for name, entry in component.manifest.stages.items()}
+    entries = {
+        name: replace(entry, golden=f"{folder}/{stage_of_entry(name)}.safetensors") for name, entry in component.manifest.stages.items()
+    }
 
     def tidy(build: Path) -> None:
         for left in (*build.glob(f"{TEMPORARY}*"), *build.glob(f"{GOLDEN}*")):
@@ -143,12 +145,12 @@ def _collected(
     changes: Collection[Mapping[str, Any]],
 ) -> GoldenSet:
     """A component's cases by stage, and for a voice its pipeline where that can run."""
-    sets: dict[str, list[Golden]] = {name: [] for name in component.manifest.stages}
+    sets: dict[str, list[Golden]] = {name: [] for name in component.stage_names}
     for golden in goldens:
         sets[golden.what].append(golden)
     for name, entry in component.manifest.stages.items():
         if entry.plan is not None:
-            sets |= part_goldens(component, name, sets[name])
+            sets |= part_goldens(component, name, sets[stage_of_entry(name)])
     whole = pipeline_golden(library, component, speech)
     if whole is not None:
         sets[PIPELINE] = [whole]
@@ -162,10 +164,12 @@ def part_goldens(component: Component, stage: str, cases: Sequence[Golden]) -> d
     parts, entry = component.parts(stage), component.manifest.stages[stage]
     if parts is None:
         return {}
-    given = {}
+    given, arrangement = {}, component.arrangement(stage)
     for golden in cases:
         inputs = padded(golden, entry.inputs, entry.outputs).inputs
-        given[golden.case] = {value: torch.from_numpy(inputs[name]) for value, name in zip(parts.graph.inputs, entry.inputs, strict=True)}
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        taken = tensors if arrangement is None else arrangement.enter(tensors)
+        given[golden.case] = {value: taken[name] for value, name in zip(parts.graph.inputs, entry.package_inputs, strict=True)}
     constants = parts.constants(TorchBackend("cpu"))
     tensors = {name: constants[value] for value, name in parts.graph.constants.items()}
     return record_parts(parts.graph, tensors, parts.plan, given, prefix=f"{stage}.")

@@ -16,6 +16,7 @@ from .audio import OutputBuffer, read_recording
 from .backends import choose_backend, default_backend_name, torch_backend
 from .batch import Converted, fingerprint
 from .config import OptimizationConfig
+from .content_window import AUTO, CHOICES, choose_window
 from .converter import VoiceConverter
 from .devices import require_device
 from .files import sha256
@@ -49,6 +50,7 @@ class Session:
         notify: Notify = print,
         strict: bool = False,
         compute_units: Mapping[str, str] | None = None,
+        content_window: str = AUTO,
         **settings: Any,
     ) -> None:
         self.library = library
@@ -65,6 +67,7 @@ class Session:
         self.config = OptimizationConfig.load(self.device, config_file, **settings)
         self.backend = choose_backend(name, self.config, device)
         self._strict = strict
+        self._content_window = choose_window(self.content, content_window)
         self._compute_units = dict(compute_units or {})
         check_units(self._compute_units, self.backend)
         if name == "coreml":
@@ -97,6 +100,7 @@ class Session:
                 profile=measures,
                 strict=self._strict,
                 compute_units=self._compute_units,
+                content_window=self._content_window.used if self._content_window.used in CHOICES else AUTO,
             )
         if made.synthesizer.voice_host.has_f0:
             resolve_method(self.options.f0_method, made.pitch_models)
@@ -114,6 +118,8 @@ class Session:
         """What decides an output's samples besides its input."""
         pitch = [self.library.pitch_model(kind) for kind in self.library.pitch_kinds() if self.options.f0_method in ("auto", kind)]
         settings = {"backend": self.backend.name, "precision": self.config.precision, "f0_file": self._track_hash}
+        if self.backend.name != "torch":
+            settings["content_window"] = self._content_window.entry
         return fingerprint([self.content, self.voice, *pitch], self.options, **settings)
 
     def convert(self, source: Path, target: Path, progress: Progress | None = None) -> Converted:

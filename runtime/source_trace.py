@@ -57,19 +57,24 @@ class SourceValue:
 
 
 class SourceTrace:
-    """All values of one run of a stage in float32 on the CPU, in order; its outputs by name, and the values that they are."""
+    """All values of one run of a stage in float32 on the CPU, in order; its outputs by name, and the values that they are.
+
+    Inputs and outputs are the package's (`Stage.package_inputs`), which in a layout of its own are not the stage's.
+    """
 
     def __init__(self, stage: Stage, inputs: Mapping[str, np.ndarray]) -> None:
         recorder = _Recorder()
-        tensors = [torch.from_numpy(np.array(inputs[spec.name], np.float32)) for spec in stage.inputs]
+        names = tuple(stage.package_inputs)
+        tensors = [torch.from_numpy(np.array(inputs[name], np.float32)) for name in names]
         with torch.inference_mode(), _scopes(stage, recorder.scope):
-            for spec, tensor in zip(stage.inputs, tensors, strict=True):
-                recorder.add(tensor, INPUT, spec.name, ())
+            for name, tensor in zip(names, tensors, strict=True):
+                recorder.add(tensor, INPUT, name, ())
             with recorder:
                 results = stage(*tensors)
         self.values = recorder.values
-        self.outputs = {spec.name: result.numpy() for spec, result in zip(stage.outputs, results, strict=True)}
-        self.ends = {spec.name: self.values[getattr(result, _INDEX)] for spec, result in zip(stage.outputs, results, strict=True)}
+        given = dict(zip(stage.package_outputs, results, strict=True))
+        self.outputs = {name: result.numpy() for name, result in given.items()}
+        self.ends = {name: self.values[getattr(result, _INDEX)] for name, result in given.items()}
         # The best that `find` has met of each, wherever in the package; of parameters and inputs nothing is asked.
         self.agreements = [-np.inf if value.parents else np.inf for value in self.values]
         groups: dict[tuple[int, tuple[int, ...]], list[SourceValue]] = {}

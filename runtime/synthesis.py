@@ -20,7 +20,7 @@ from ..models.stages import VALID_INPUT
 from .backends.base import PlacedRunner
 from .config import OptimizationConfig
 from .devices import frames_within, windows_together
-from .library import StageEntry
+from .library import StageEntry, stage_of_entry
 from .noise import NoiseDraw
 from .pitch import coarse_pitch
 from .profiling import NullProfile, Profile
@@ -146,16 +146,18 @@ class SegmentSynthesizer:
         if pitchf is not None:
             embedding = self.voice_host.pitch_embedding(coarse_pitch(pitchf[:frames])).to(phone.device)
 
+        name = self._holding("text_encoder", frames)
+
         def compute(window: Window) -> Tensor:
-            length = self._length("text_encoder", window)
+            length = self._length(name, window)
             part = slice(window.start, window.stop)
             inputs = {"phone": _fit(phone[:, :, part], length).transpose(1, 2)}
             if embedding is not None:
                 inputs["pitch_embedding"] = _fit(embedding[:, part].transpose(1, 2), length).transpose(1, 2)
-            outputs = self._predict_all("text_encoder", inputs, window)
+            outputs = self._predict_all(name, inputs, window)
             return torch.cat([outputs["m_p"], outputs["logs_p"]], dim=1)
 
-        windows = self._windows("text_encoder", 0, frames)
+        windows = self._windows(name, 0, frames)
         m_p, logs_p = blend_windows(windows, compute, progress.of("text_encoder", frames)).chunk(2, dim=1)
         return m_p, logs_p
 
@@ -228,6 +230,11 @@ class SegmentSynthesizer:
         contour = torch.from_numpy(pitchf[:last].astype(np.float32))[None]  # float32 is what the network was trained with
         phases = frame_phases(contour)[:, first:]
         return self.voice_host.source(contour[:, first:], noise[:, first * upp : last * upp].to(device), phases)
+
+    def _holding(self, stage: str, frames: int) -> str:
+        """Of a stage's entries that with the shortest window that holds so many frames, else the longest."""
+        windows = {name: entry.window for name, entry in self.entries.items() if stage_of_entry(name) == stage}
+        return min(windows, key=lambda name: (windows[name] < frames, abs(windows[name] - frames)))
 
     def _windows(self, name: str, first: int, last: int, kept: tuple[int, int] | None = None, piece: int | None = None) -> list[Window]:
         """A stage's windows over a stretch: its package's, or pieces of any size."""

@@ -29,7 +29,7 @@ from ..models.stages import VALID_INPUT
 from ..models.synthesizer import PRIOR_SCALE, Synthesizer
 from .backends.torch_backend import TorchBackend
 from .goldens import padded
-from .library import CONTENT_ENCODER, PITCH, Component, Library
+from .library import CONTENT_ENCODER, PITCH, Component, Library, stage_of_entry
 
 FOLDER = Path(golden_outputs.__path__[0]) / "upstream"
 VOICES = ("synth_v2_40k", "synth_v1_32k_nof0")
@@ -51,11 +51,13 @@ def upstream_goldens(component: Component, stage: str, backend: TorchBackend) ->
             continue
         for golden in _cases(component, stage, name, data, backend):
             try:
-                outputs = entry.outputs if stage != PITCH else {key: list(value.shape) for key, value in golden.outputs.items()}
+                outputs = (
+                    entry.outputs if stage_of_entry(stage) != PITCH else {key: list(value.shape) for key, value in golden.outputs.items()}
+                )
                 full = padded(golden, entry.inputs, outputs)
             except ValueError:
                 continue  # a narrow window: the recording is longer
-            if stage == PITCH:
+            if stage_of_entry(stage) == PITCH:
                 mask = (np.arange(entry.window) < golden.inputs["features"].shape[-1]).astype(np.float32)
                 full.inputs[VALID_INPUT] = mask.reshape(entry.inputs[VALID_INPUT])
             cases[golden.case] = full
@@ -64,7 +66,7 @@ def upstream_goldens(component: Component, stage: str, backend: TorchBackend) ->
 
 def upstream_outputs(component: Component, stage: str, outputs: Arrays, golden: Golden, backend: TorchBackend) -> Arrays:
     """A stage's outputs as upstream gives them: a pitch model's recurrent end, which stays on the host, is run here."""
-    network = backend.network(component) if stage == PITCH else None
+    network = backend.network(component) if stage_of_entry(stage) == PITCH else None
     if not isinstance(network, Rmvpe):
         return outputs
     (hidden,) = outputs.values()
@@ -164,7 +166,7 @@ def _cases(component: Component, stage: str, name: str, data: Arrays, backend: T
         with torch.inference_mode():
             prepared = network.prepare(torch.from_numpy(data["mel_0"])[None]).contiguous().numpy()
         salience = data["salience_0"][None]
-        yield _golden(RMVPE, stage, {"features": prepared}, {"salience": (salience, 1, 1)}, data)
+        yield _golden(RMVPE, stage_of_entry(stage), {"features": prepared}, {"salience": (salience, 1, 1)}, data)
     else:
         known = _known(cast(Synthesizer, network), data)
         made = {key: (data[key][None], 2, 1) for key in ("m_p", "logs_p", "z")}
@@ -172,7 +174,7 @@ def _cases(component: Component, stage: str, name: str, data: Arrays, backend: T
         made["audio"] = (data["audio"].reshape(1, 1, -1), 2, upp)
         entry = component.manifest.stages[stage]
         inputs = {key: known[key] for key in entry.inputs if key != VALID_INPUT}
-        golden = _golden(name, stage, inputs, {key: made[key] for key in entry.outputs}, data)
+        golden = _golden(name, stage_of_entry(stage), inputs, {key: made[key] for key in entry.outputs}, data)
         rate = ast.literal_eval(str(data["config"]))[17]
         yield replace(golden, facts={**golden.facts, "rate": rate}) if "audio" in entry.outputs else golden
 

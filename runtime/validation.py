@@ -24,7 +24,7 @@ from ..models.stages import VOICE_STAGES
 from .backends.base import Backend, StageRunner, predict_arrays
 from .backends.torch_backend import HALF_STAGES, TorchBackend
 from .goldens import GATE, golden_folder, padded, pipeline_goldens, stage_goldens
-from .library import CONTENT_ENCODER, PITCH, Component, Library
+from .library import CONTENT_ENCODER, PITCH, Component, Library, stage_of_entry
 from .recording import tool_versions
 from .upstream import require_recordings, upstream_goldens, upstream_outputs, upstream_pipeline
 
@@ -72,7 +72,7 @@ def validate_library(
     if against == UPSTREAM:
         require_recordings()
     run = _Run(library, backend, against, strict, explain, evidence)
-    work = _selected(library, stages, voices, against)
+    work = _selected(library, stages, voices, against, isinstance(backend, TorchBackend))
     checks: list[Check] = []
     total = max(1, sum(len(names) for _component, names in work))
     done = 0
@@ -106,9 +106,9 @@ def validate_library(
 
 
 def _selected(
-    library: Library, stages: Collection[str] | None, voices: Collection[str] | None, against: str
+    library: Library, stages: Collection[str] | None, voices: Collection[str] | None, against: str, in_torch: bool
 ) -> list[tuple[Component, list[str]]]:
-    """Components with the stages of each that were asked for, a voice's pipeline after its stages."""
+    """Components with the stages of each that were asked for, a voice's pipeline after its stages; PyTorch knows no further windows."""
     unknown = sorted(set(voices or ()) - set(library.voice_names()))
     if unknown:
         library.voice(unknown[0])  # raises, naming the voices that there are
@@ -120,7 +120,7 @@ def _selected(
         if component.manifest.kind == "voice" and voices is not None and component.manifest.name not in voices:
             continue
         names = [*component.manifest.stages, *([PIPELINE] if component.manifest.kind == "voice" else [])]
-        chosen = [name for name in names if name in wanted]
+        chosen = [name for name in names if stage_of_entry(name) in wanted and (name == stage_of_entry(name) or not in_torch)]
         if chosen:
             work.append((component, chosen))
     if against == FLOAT64 and wanted == {PIPELINE}:
@@ -172,7 +172,7 @@ class _Run:
         if not goldens:
             return []
         checks = self._package(name, goldens)
-        if self.against == RECORDED and GATE in goldens and not self._in_torch():
+        if self.against == RECORDED and GATE in goldens and stage_of_entry(name) == name and not self._in_torch():
             checks += self._today(name, goldens[GATE])
         return self._explained(name, goldens, checks) if self.explain else checks
 
@@ -289,7 +289,7 @@ class _Run:
     def _precision(self, name: str) -> str:
         """Whose limits apply: the package's precision, or what PyTorch computes in."""
         if isinstance(self.backend, TorchBackend):
-            return self.backend.precision if name in (*HALF_STAGES, PIPELINE) else FULL_PRECISION
+            return self.backend.precision if stage_of_entry(name) in (*HALF_STAGES, PIPELINE) else FULL_PRECISION
         entries = self.component.manifest.stages
         if name != PIPELINE:
             return entries[name].precision
@@ -305,7 +305,7 @@ class _Run:
         for output, comparison in compared.items():
             limits = self._limits(name, precision)
             check = Check(self.component.title, name, found.golden.case, output, precision, ran, self.against)
-            judgement = judge(comparison, name, limits)
+            judgement = judge(comparison, stage_of_entry(name), limits)
             evidence = self._evidence(found, output) if self.evidence else None
             share = found.seconds / len(compared)
             checks.append(replace(check, comparison=comparison, judgement=judgement, seconds=share, evidence=evidence))

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import PackageError
+from ...models.arrangement import Arrangement
+
 if TYPE_CHECKING:
     from ...golden_outputs.golden import Golden
     from .torch_backend import TorchBackend
@@ -41,6 +44,14 @@ class Packaged(Protocol):
 
     def goldens(self, stage: str, cases: tuple[str, ...] | None = None) -> dict[str, Golden]:
         """Recorded cases by name, or those asked for, at the package's shapes. Raises LibraryError."""
+        ...
+
+    def function(self, stage: str) -> str | None:
+        """The package's function that is the stage; None where it has only one."""
+        ...
+
+    def arrangement(self, stage: str) -> Arrangement | None:
+        """How the package's tensors are made of the stage's; None where they are the same."""
         ...
 
     def precision(self, stage: str) -> str:
@@ -131,6 +142,44 @@ class PackageRunner:
         del wanted  # a package computes all its outputs
         outputs = self.model.predict({name: _array(value) for name, value in inputs.items()})
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in outputs.items()}
+
+
+class ArrangedRunner(PackageRunner):
+    """A package in another layout: takes and gives the stage's own tensors."""
+
+    def __init__(self, model: Any, window: int | None, arrangement: Arrangement) -> None:
+        super().__init__(model, window)
+        self.arrangement = arrangement
+
+    def predict(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> Tensors:
+        """Raises PackageError where inputs are missing or of another shape."""
+        return leaving(self.arrangement, super().predict(entering(self.arrangement, inputs), wanted))
+
+
+def entering(arrangement: Arrangement, inputs: Mapping[str, Tensor]) -> Tensors:
+    """What a package takes, of a stage's inputs. Raises PackageError where one is missing or of another shape."""
+    try:
+        return arrangement.enter(inputs)
+    except KeyError as error:
+        raise PackageError(f"the input {error.args[0]!r} is missing") from error
+    except ValueError as error:
+        raise PackageError(f"an input does not fit the package: {error}") from error
+
+
+def leaving(arrangement: Arrangement, outputs: Mapping[str, Tensor]) -> Tensors:
+    """A stage's outputs, of what a package gives. Raises PackageError where one is missing or of another shape."""
+    try:
+        return arrangement.leave(outputs)
+    except (KeyError, ValueError) as error:
+        raise PackageError(f"the package gives other outputs than its library says ({error})") from error
+
+
+def package_runner(model: Any, component: Packaged, stage: str) -> PackageRunner:
+    """A loaded package as its stage, whatever its layout."""
+    arrangement = component.arrangement(stage)
+    if arrangement is None:
+        return PackageRunner(model, component.window(stage))
+    return ArrangedRunner(model, component.window(stage), arrangement)
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ import sys
 
 from ...errors import BackendError
 from ..worker.client import CoreMLWorker, RemoteModel, shared_worker
-from .base import Packaged, PackageRunner, StageRunner
+from .base import Packaged, StageRunner, package_runner
 
 
 def coreml_available() -> bool:
@@ -47,5 +47,6 @@ class CoreMLBackend:
 
             return StageInParts.loaded(component, stage, lambda parts, name: self.load(parts, name, limit))
         worker = self.worker or shared_worker()
-        model: RemoteModel = worker.load(component.package(stage), self.compute_units or component.compute_units(stage), limit=limit)
-        return PackageRunner(model, component.window(stage))
+        units = self.compute_units or component.compute_units(stage)
+        model: RemoteModel = worker.load(component.package(stage), units, component.function(stage), limit=limit)
+        return package_runner(model, component, stage)

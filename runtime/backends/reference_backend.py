@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Packaged, PackageRunner, StageRunner
+from .base import Packaged, StageRunner, package_runner
 
 
 class ReferenceBackend:
@@ -18,4 +18,4 @@ class ReferenceBackend:
             from ..hybrid.stages import StageInParts
 
             return StageInParts.loaded(component, stage, self.load)
-        return PackageRunner(ReferenceModel(component.package(stage)), component.window(stage))
+        return package_runner(ReferenceModel(component.package(stage), component.function(stage)), component, stage)

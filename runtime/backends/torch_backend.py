@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from ...models.checkpoint import load_hubert, load_pitch, load_voice
 from ...models.generator import GeneratorNSF
-from ...models.hubert import Hubert, SelfAttention
-from ...models.pitch_network import PitchNetwork
-from ...models.stages import ContentEncoderStage, DecoderStage, Stage, content_encoder_stage, pitch_stage, voice_stage
-from ...models.synthesizer import Synthesizer
+from ...models.hubert import SelfAttention
+from ...models.layouts import PLAIN, stage_of
+from ...models.stages import ContentEncoderStage, DecoderStage, Stage
 from ..config import OptimizationConfig
 from ..devices import best_device, full_precision
-from ..library import CONTENT_ENCODER, PITCH, Component
+from ..library import CONTENT_ENCODER, PITCH, Component, stage_of_entry
 from .base import Packaged, StageRunner, Tensors
 
 # Frames of the content encoder's convolutions at a time. On the CPU a second of them stays in the cache; Metal's
@@ -74,17 +73,9 @@ class TorchBackend:
             module.dec = cast(GeneratorNSF, torch.compile(module.dec, dynamic=True))
         return TorchRunner(module, self.device)
 
-    def stage(self, component: Component, name: str) -> Stage:
-        """The stage's module, with the window of its package."""
-        network = self.network(component)
-        window = component.manifest.stages[name].window
-        if isinstance(network, Hubert):
-            return content_encoder_stage(network, window)
-        if isinstance(network, Synthesizer):
-            return voice_stage(name, network, window)
-        if isinstance(network, PitchNetwork):
-            return pitch_stage(network, window)
-        raise TypeError(f"no stage is made of a {type(network).__name__}")
+    def stage(self, component: Component, name: str, layout: str = PLAIN) -> Stage:
+        """The stage's module in a layout, with the window of its package."""
+        return stage_of(self.network(component), stage_of_entry(name), layout, component.manifest.stages[name].window)
 
     def network(self, component: Component) -> nn.Module:
         if component.weights not in self._networks:

@@ -64,7 +64,7 @@ def capture(library: Library, voice: str, clip: NDArray[np.float32], options: Co
         _loudness(recording.samples, converter.sample_rate, options, trace)
     for name in ("content_encoder", "text_encoder"):
         entry = converter.synthesizer.entries[name]
-        trace.keep(f"fade_{name}", fade_weights(plan_windows(0, round(FADE_WINDOWS * entry.window), entry.window, entry.context)))
+        trace.keep(f"fade_{name}", fade_weights(plan_windows(0, int(FADE_WINDOWS * entry.window), entry.window, entry.context)))
     return Capture(converter, options, method, network, trace, _cuts(trace.values["filtered"]))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ... import __version__
+from ...models.arrangement import Arrangement
 from ...models.stages import Stage
 from ..backends.torch_backend import TorchBackend
 from ..files import sha256
@@ -25,12 +26,22 @@ from .constants import constants
 from .folder import BundleFolder
 from .steps import Step, filled, plan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PACKAGES = "packages"
 FRAME_SECONDS = {"content_encoder": 0.02}  # of the other stages 0.01
 BLENDED = ("content_encoder", "text_encoder")
 UNITS = {"mask": "0 or 1", "audio": "-1 to 1", "source": "-1 to 1", "waveform": "-1 to 1"}
 NOT_STATED = "not stated in the package; it is that of the file that was converted"
+# What an app does with a tensor of n axes, whose elements lie row by row, for each kind of step; axes may count from the end.
+ARRANGING = {
+    "pad": "(axis, before, after): zeros before and after along the axis",
+    "cut": "(axis, start, stop): the entries start ..< stop along the axis",
+    "reshape": "(sizes…): the same elements in their order under another shape",
+    "permute": "(axes…): axis i of the result is axis axes[i] of the tensor",
+    "repeat": "(axis, times): every entry along the axis so many times, one after the other",
+    "windows": "(axis, size, stride): the axis becomes two, windows that begin every `stride` entries, and their `size` entries;"
+    " what fills no window is dropped",
+}
 STEP_NOTES = "in order; names in 'given' and 'gives' are vectors, in 'tables' files under host/"
 
 
@@ -64,6 +75,7 @@ def build_contract(capture: Capture, folder: BundleFolder, speech: Speech) -> di
         },
         "minimum_deployment_target": _newest(stages),
         "stages": stages,
+        "arranging": ARRANGING,
         "steps": [_as_entry(step) for step in (filled(step, values) for step in plan(capture))],
         "windows": _window_plans(capture),
         "segments": {"example": "the vector filtered, once for each gain and multiplied by it", **capture.cuts},
@@ -103,6 +115,10 @@ def _stage(component: Component, name: str, folder: BundleFolder, capture: Captu
         "join": "blend" if name in BLENDED else "join",
         "inputs": _tensors(module, entry.inputs, inputs=True),
         "outputs": _tensors(module, entry.outputs, inputs=False),
+        "layout": entry.layout,
+        "function": entry.function,
+        "package_inputs": _arranged(component.arrangement(name), "inputs"),
+        "package_outputs": _arranged(component.arrangement(name), "outputs"),
         "snr_db_against_pytorch": entry.reference_snr_db,
     }
 
@@ -120,6 +136,22 @@ def _tensors(module: Stage, shapes: Mapping[str, Sequence[int]], inputs: bool) -
             entry |= {"time_axis": spec.time_axis % len(shape), "samples_per_frame": max(1, frames // module.window)}
         found.append(entry)
     return found
+
+
+def _arranged(arrangement: Arrangement | None, side: str) -> list[dict[str, Any]] | None:
+    """What the package takes, each made of one of `inputs`, or `outputs`, each made of what it gives; None where they are the same."""
+    if arrangement is None:
+        return None
+    return [
+        {
+            "name": item.name,
+            "source": item.source,
+            "shape": list(item.shape),
+            **({"meaning": item.description} if item.description else {}),
+            "steps": [{"kind": step.kind, "numbers": list(step.numbers)} for step in item.steps],
+        }
+        for item in getattr(arrangement, side)
+    ]
 
 
 def _as_entry(step: Step) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,31 @@ def _package(name: str, contract: Contract) -> str:
         for way, tensors in (("input", stage["inputs"]), ("output", stage["outputs"]))
         for tensor in tensors
     ]
-    return facts + _table(["", "tensor", "shape, float32", "meaning"], rows)
+    return facts + _table(["", "tensor", "shape, float32", "meaning"], rows) + _arranged(stage, contract)
+
+
+def _arranged(stage: Mapping[str, Any], contract: Contract) -> str:
+    """For a package whose tensors are not the stage's: what leads from these to those and back."""
+    if stage["package_inputs"] is None:
+        return ""
+    rows = [
+        [way, f"<code>{tensor['name']}</code>", _shape(tensor), f"<code>{tensor['source']}</code>", _steps(tensor["steps"])]
+        for way, tensors in (("the package takes", stage["package_inputs"]), ("the stage gives", stage["package_outputs"]))
+        for tensor in tensors
+    ]
+    kinds = {step["kind"] for side in ("package_inputs", "package_outputs") for tensor in stage[side] for step in tensor["steps"]}
+    meanings = "".join(f"<li><code>{kind}</code> {_prose(text)}</li>" for kind, text in contract["arranging"].items() if kind in kinds)
+    return (
+        "<p>The package is laid out for the Neural Engine: its tensors are the ones above in another arrangement. Each is made of"
+        " its source by steps in order; nothing is computed.</p>"
+        + _table(["", "tensor", "shape, float32", "made of", "steps"], rows)
+        + (f"<ul class='formulas'>{meanings}</ul>" if meanings else "")
+    )
+
+
+def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
+    """`permute (0, 2, 1), reshape (1, 768, 1, 928)`."""
+    return escape(", ".join(f"{step['kind']} ({', '.join(map(str, step['numbers']))})" for step in steps)) or "as it is"
 
 
 def _window_vectors(name: str, contract: Contract) -> str:

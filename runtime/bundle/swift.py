@@ -23,7 +23,7 @@ func array(_ file: String, _ shape: [Int]) throws -> MLMultiArray {
 }
 
 let inputs = try MLDictionaryFeatureProvider(dictionary: [
-    "m_p": array("vectors/flow/0/in/m_p.f32", shape),         // and every other input of the stage
+    "m_p": array("vectors/flow/0/package_in/m_p.f32", shape), // and every other input of the package; in/ for a plain layout
 ])
 let outputs = try await model.prediction(from: inputs)
 let z = MLShapedArray<Float>(converting: outputs.featureValue(for: "z")!.multiArrayValue!).scalars   // rows without padding

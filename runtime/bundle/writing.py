@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...errors import UsageError
+from ..backends.torch_backend import TorchBackend
 from ..files import atomic_folder, write_json
 from ..goldens import recorded_speech
-from ..library import Library
+from ..library import Component, Library
 from ..options import ConversionOptions
 from .capture import Capture, capture
 from .constants import write_tables
@@ -122,3 +124,21 @@ def _write_vectors(made: Capture, folder: BundleFolder) -> None:
             for way, tensors in zip(("in", "out"), pair, strict=True):
                 for name, array in tensors.items():
                     folder.add_vector(f"{stage}/{number}/{way}/{name}", array, f"{stage}, window {number}: {way}put {name}")
+    for stage, component in components_of(made).items():
+        for way, tensors in _package_tensors(component, stage, made).items():
+            for name, array in tensors.items():
+                folder.add_vector(f"{stage}/0/package_{way}/{name}", array, f"{stage}, window 0: the package's own {way}put {name}")
+
+
+def _package_tensors(component: Component, stage: str, made: Capture) -> dict[str, dict[str, np.ndarray]]:
+    """What a package in another layout takes and gives for its first window; nothing for a plain one, which takes the stage's own."""
+    arrangement = component.arrangement(stage)
+    calls = made.trace.calls.get(stage)
+    backend = made.converter.backend
+    if arrangement is None or not calls or not isinstance(backend, TorchBackend):
+        return {}
+    module = backend.stage(component, stage, component.manifest.stages[stage].layout)
+    with torch.inference_mode():
+        given = arrangement.enter({name: torch.from_numpy(array) for name, array in calls[0][0].items()})
+        gives = dict(zip(module.package_outputs, module(*(given[name] for name in module.package_inputs)), strict=True))
+    return {way: {name: value.numpy() for name, value in side.items()} for way, side in (("in", given), ("out", gives))}

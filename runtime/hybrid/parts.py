@@ -87,6 +87,14 @@ class Parts:
         del stage
         return None
 
+    def function(self, stage: str) -> None:
+        """None: a part's package has one."""
+        del stage
+
+    def arrangement(self, stage: str) -> None:
+        """None: a part's tensors are its package's."""
+        del stage
+
     def compute_units(self, stage: str) -> str:
         del stage
         return self._units

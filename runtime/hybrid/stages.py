@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import PackageError
-from ..backends.base import Packaged, StageRunner, Tensors
+from ..backends.base import Packaged, StageRunner, Tensors, entering, leaving
 from ..backends.torch_backend import TorchBackend
 from ..goldens import golden_folder
+from ..library import file_label
 from .chain import Chain
 from .graph import Ref, load_graph
 from .parts import Parts
@@ -41,12 +42,12 @@ def stage_parts(component: Component, stage: str) -> Parts:
 
 def graph_name(stage: str) -> str:
     """The file of a stage's graph in its build."""
-    return f"{stage}.graph.json"
+    return f"{file_label(stage)}.graph.json"
 
 
 def constants_name(stage: str) -> str:
     """The file of the tensors that a stage's module does not have itself, where there are any."""
-    return f"{stage}.constants.safetensors"
+    return f"{file_label(stage)}.constants.safetensors"
 
 
 def _read(component: Component, stage: str) -> Parts:
@@ -57,13 +58,14 @@ def _read(component: Component, stage: str) -> Parts:
         raise PackageError(f"{path} cannot be read ({error.strerror}): convert the {component.title} again") from error
     entry = component.manifest.stages[stage]
     plan = Plan.of_json(entry.plan, graph, str(component.folder / "manifest.json"))
-    fits = len(graph.inputs) == len(entry.inputs) and len(graph.outputs) == len(entry.outputs) and not graph.given
+    taken, given = entry.package_inputs, entry.package_outputs
+    fits = len(graph.inputs) == len(taken) and len(graph.outputs) == len(given) and not graph.given
     shapes = [list(graph.declared[name].shape) for name in graph.inputs if name in graph.declared]
-    if not fits or shapes != list(entry.inputs.values()) or not all(isinstance(item, Ref) for item in graph.outputs):
+    if not fits or shapes != list(taken.values()) or not all(isinstance(item, Ref) for item in graph.outputs):
         raise PackageError(f"{path} is the graph of another stage: convert the {component.title} again")
 
     def tensors(backend: TorchBackend) -> Mapping[str, Tensor]:
-        module = backend.stage(component, stage)
+        module = backend.stage(component, stage, entry.layout)
         own = {name: value.detach() for name, value in module.named_parameters(remove_duplicate=False)}
         own |= dict(module.named_buffers(remove_duplicate=False))
         lifted = component.build / constants_name(stage)
@@ -98,8 +100,9 @@ class StageInParts:
         self._parts = parts
         self._chain = Chain(parts, runners, backend)
         self.device = self._chain.device
-        self._inputs = dict(zip(parts.graph.inputs, entry.inputs, strict=True))
-        self._outputs = {name: ref.value for name, ref in zip(entry.outputs, parts.graph.outputs, strict=True)}
+        self._arrangement = component.arrangement(stage)
+        self._inputs = dict(zip(parts.graph.inputs, entry.package_inputs, strict=True))
+        self._outputs = {name: ref.value for name, ref in zip(entry.package_outputs, parts.graph.outputs, strict=True)}
 
     @classmethod
     def loaded(
@@ -117,13 +120,16 @@ class StageInParts:
     def predict(self, inputs: Mapping[str, Tensor], wanted: str | None = None) -> Tensors:
         """One window, as every stage: float32 tensors by name."""
         del wanted
+        if self._arrangement is not None:
+            inputs = entering(self._arrangement, inputs)
         missing = [name for name in self._inputs.values() if name not in inputs]
         if missing:
             raise PackageError(f"{self.component.title}, {self.stage}: the input {missing[0]!r} is missing")
         values: dict[str, Any] = {value: inputs[name].detach().float().to(self.device) for value, name in self._inputs.items()}
         with torch.inference_mode():
             found = self._chain(values)
-        return {name: found[value] for name, value in self._outputs.items()}
+        outputs = {name: found[value] for name, value in self._outputs.items()}
+        return outputs if self._arrangement is None else leaving(self._arrangement, outputs)
 
     # What follows is placement's, for what was loaded by it.
 

@@ -10,7 +10,7 @@ from ...models.stages import VOICE_STAGES
 from ..backends.base import Backend
 from ..backends.coreml_backend import CoreMLBackend
 from ..backends.torch_backend import TorchBackend
-from ..library import CONTENT_ENCODER, PITCH
+from ..library import CONTENT_ENCODER, PITCH, stage_of_entry
 
 UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")  # Core ML's compute units; all of them first, then fewer
 NEURAL_ENGINE = frozenset({"ALL", "CPU_AND_NE"})  # what compiles for it, which has taken from seconds to hours
@@ -75,4 +75,4 @@ def check_units(chosen: Mapping[str, str], backend: Backend) -> None:
 
 def units_for(stage: str, chosen: Mapping[str, str]) -> str | None:
     """What was chosen for a stage by its name, for a part ("decoder.p0") by its stage's too, else for all."""
-    return chosen.get(stage, chosen.get(stage.partition(".")[0], chosen.get(EVERY_STAGE)))
+    return chosen.get(stage, chosen.get(stage_of_entry(stage.partition(".")[0]), chosen.get(EVERY_STAGE)))

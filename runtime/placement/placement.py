@@ -265,7 +265,8 @@ class Placement:
     def _made_key(self, component: Packaged, stage: str) -> Key | None:
         with suppress(RvcCoremlError):
             facts = self._system = self._system or system_facts()
-            program = program_key(component.package(stage))
+            program, function = program_key(component.package(stage)), component.function(stage)
+            program = program if function is None else f"{program}:{function}"
             return Key(program, facts["chip"], facts["os_build"], facts["coremltools"], __version__)
         return None
 

@@ -13,7 +13,7 @@ from ..backends.base import Packaged, StageRunner, predict_arrays
 from ..backends.coreml_backend import CoreMLBackend, require_coreml
 from ..config import OptimizationConfig
 from ..goldens import GATE
-from ..library import Component, Library
+from ..library import Component, Library, stage_of_entry
 from .candidates import STAGES, Candidate
 from .decisions import Decisions
 from .placement import Notify, Placement
@@ -53,7 +53,7 @@ def tune(
         unit
         for component in _components(library, voices)
         for stage in component.manifest.stages
-        if stages is None or stage in stages
+        if stages is None or stage_of_entry(stage) in stages
         for unit in placement.units(component, stage)
     ]
     if not work:

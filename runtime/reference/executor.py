@@ -144,6 +144,11 @@ class ReferenceModel:
             return self._memory_limit
         return default_memory_limit(self._package_bytes, input_bytes)
 
+    @property
+    def prepared(self) -> PreparedBlock:
+        """Its operations, ready to be run by another than `trace`."""
+        return self._plan
+
     def make_state(self) -> ModelState:
         """New states, zero. Raises PackageError for a model that has none, or larger ones than the memory limit."""
         if not self.states:

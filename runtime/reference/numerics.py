@@ -53,13 +53,13 @@ def _slice_overflow(operation: str, arguments: Mapping[str, Any], results: Resul
         last = arguments["x"].ndim - 1
         offset = [index > 0 and arguments.get("axis", 0) in (-1, last) for index in range(len(results))]
     elif operation in ("slice_by_index", "slice_by_size"):
-        offset = [_begins_inside(operation, arguments)]
+        offset = [begins_inside(operation, arguments)]
     else:
         return results
     return tuple(_overflown(value) if moved else value for value, moved in zip(results, offset, strict=True))
 
 
-def _begins_inside(operation: str, arguments: Mapping[str, Any]) -> bool:
+def begins_inside(operation: str, arguments: Mapping[str, Any]) -> bool:
     """Whether a slice of the last axis begins elsewhere than at its start; one that is taken backwards does."""
     if not arguments["begin"]:
         return False

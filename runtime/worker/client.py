@@ -14,13 +14,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import BackendError, WorkerFailure
 from .compiled_cache import CompiledCache
 from .protocol import MINIMUM, ROOM, Memory, NoRoom, anonymous_memory
-from .remote import QUICK_SECONDS, RemoteModel, RemoteState
+from .remote import QUICK_SECONDS, RemoteModel, RemoteState, refused
 from .starting import Running, Starter, in_thread, spawn_process
+
+if TYPE_CHECKING:
+    from .plan import Row
 
 __all__ = ["CoreMLWorker", "Limits", "RemoteModel", "RemoteState", "close_shared_worker", "in_thread", "shared_worker", "spawn_process"]
 STARTING_SECONDS = 60.0  # Python and coremltools; about one second where the disk is warm
@@ -92,6 +95,25 @@ class CoreMLWorker:
     ) -> RemoteModel:
         """A package in Core ML; compiled anew where not `cached`. Raises WorkerFailure, PackageError for what cannot be read."""
         return RemoteModel(self, Path(package), compute_units, function, limit, cached)
+
+    def plan(self, package: Path, compute_units: str = "ALL", *, limit: float | None = None) -> dict[str, list[Row]]:
+        """Function -> where Core ML would run each operation of a package (`plan.Row`), which compiles it but does not load it.
+
+        Raises WorkerFailure.
+        """
+        limit, cache = limit or self.limits.load_seconds, self.cache
+        arguments = {
+            "path": str(Path(package).resolve()),
+            "compute_units": compute_units,
+            "cache": None if cache is None else (str(cache.folder.absolute()), cache.max_bytes),
+            "wait": limit,
+        }
+        name = Path(package).name
+        with refused("refused", f"Core ML could not plan {name}"):
+            facts, _arrays = self.call("plan", arguments, f"planning {name} with {compute_units}", limit)
+        for line in facts["notices"]:
+            self.remark(line)
+        return facts["functions"]
 
     def system(self) -> dict[str, str]:
         """`chip`, `os`, `os_build` and `coremltools`, as the worker sees them."""

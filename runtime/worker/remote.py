@@ -68,7 +68,7 @@ class RemoteModel:
         }
         limit = limit or self.prediction_limit or self._worker.limits.prediction_seconds
         doing = f"running {self.path.name}"
-        with self._worker.lock, _refused("failed", f"Core ML failed while {doing}"):
+        with self._worker.lock, refused("failed", f"Core ML failed while {doing}"):
             if state is None:
                 self._reload()
             elif state.life != self._life or state.life != self._worker.life:
@@ -82,7 +82,7 @@ class RemoteModel:
             raise PackageError(f"{self.path} has no states")
         number = self._worker.number()
         doing = f"making states for {self.path.name}"
-        with self._worker.lock, _refused("failed", f"Core ML could not make states for {self.path.name}"):
+        with self._worker.lock, refused("failed", f"Core ML could not make states for {self.path.name}"):
             self._reload()
             self._worker.call("make_state", {"model": self._number, "state": number}, doing, QUICK_SECONDS, life=self._life)
         return RemoteState(self._worker, self._life, number, self.path.name)
@@ -111,7 +111,7 @@ class RemoteModel:
             "cache": None if cache is None else (str(cache.folder.absolute()), cache.max_bytes),
             "wait": limit,
         }
-        with worker.lock, _refused("refused", f"Core ML could not load {self.path.name}"):
+        with worker.lock, refused("refused", f"Core ML could not load {self.path.name}"):
             life = worker.life
             facts, _arrays = worker.call("load", arguments, f"loading {self.path.name} with {self.compute_units}", limit, life=life)
         self._life, self._number = life, number
@@ -134,13 +134,13 @@ class RemoteState:
     def read_state(self, name: str) -> np.ndarray:
         """A copy of a state's value."""
         doing = f"reading a state of {self._name}"
-        with _refused("failed", f"Core ML failed while {doing}"):
+        with refused("failed", f"Core ML failed while {doing}"):
             arrays = self._worker.call("read_state", {"state": self.number, "name": name}, doing, QUICK_SECONDS, life=self.life)[1]
         return arrays["value"]
 
     def write_state(self, name: str, value: np.ndarray) -> None:
         doing = f"writing a state of {self._name}"
-        with _refused("failed", f"Core ML failed while {doing}"):
+        with refused("failed", f"Core ML failed while {doing}"):
             values = {"value": np.asarray(value, dtype=np.float32)}  # coremltools takes no half precision here
             self._worker.call("write_state", {"state": self.number, "name": name}, doing, QUICK_SECONDS, values, self.life)
 
@@ -156,7 +156,7 @@ def _features(package: Path, function: str | None) -> tuple[Any, dict[str, Any]]
 
 
 @contextlib.contextmanager
-def _refused(kind: str, doing: str) -> Iterator[None]:
+def refused(kind: str, doing: str) -> Iterator[None]:
     """Within it, Core ML's own reason becomes a WorkerFailure of this kind."""
     try:
         yield

@@ -10,6 +10,7 @@ from typing import Any
 
 from .compiled_cache import CompiledCache
 from .model import LoadedModel
+from .plan import package_plan
 from .protocol import Channel, NoRoom
 from .system import system_facts, toolchain
 
@@ -37,6 +38,7 @@ class Server:
             "nothing": lambda _values: ({}, {}),
             "system": self.system,
             "load": self.load,
+            "plan": self.plan,
             "predict": self.predict,
             "fetch": self.fetch,
             "make_state": self.make_state,
@@ -111,12 +113,18 @@ class Server:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         self.system({})
         self._notices.clear()
-        keeper = None
-        if cache is not None:
-            keeper = self._caches.setdefault(cache, CompiledCache(Path(cache[0]), cache[1], self._notices.append))
-        loaded = LoadedModel(Path(path), compute_units, function, keeper, toolchain(self._facts), wait)
+        loaded = LoadedModel(Path(path), compute_units, function, self._keeper(cache), toolchain(self._facts), wait)
         self._models[model] = loaded
         return {"seconds": loaded.seconds, "from_cache": loaded.from_cache, "notices": list(self._notices)}, {}
+
+    def plan(
+        self, _values: dict[str, Any], *, path: str, compute_units: str, cache: tuple[str, int] | None, wait: float
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Where Core ML would run each operation."""
+        self.system({})
+        self._notices.clear()
+        found = package_plan(Path(path), compute_units, self._keeper(cache), toolchain(self._facts), wait)
+        return {"functions": found, "notices": list(self._notices)}, {}
 
     def predict(self, values: dict[str, Any], *, model: int, state: int | None, end: int) -> tuple[dict[str, Any], dict[str, Any]]:
         self._inputs_end = end
@@ -138,6 +146,9 @@ class Server:
     def write_state(self, values: dict[str, Any], *, state: int, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         self._states[state].write_state(name, values["value"].copy())
         return {}, {}
+
+    def _keeper(self, cache: tuple[str, int] | None) -> CompiledCache | None:
+        return None if cache is None else self._caches.setdefault(cache, CompiledCache(Path(cache[0]), cache[1], self._notices.append))
 
     def _release(self, released: list[tuple[str, int]]) -> None:
         for kind, number in released:
