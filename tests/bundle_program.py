@@ -38,7 +38,7 @@ class Program:
     def __init__(self, folder: Path, run: Run = run_command) -> None:
         self.folder, self.run = folder, run
         self.contract = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
-        assert self.contract["schema_version"] == 1
+        assert self.contract["schema_version"] == 2
         self.k = {name: entry["value"] for name, entry in self.contract["constants"].items()}
         self.steps = [step["id"] for step in self.contract["steps"]]
         self.figures: dict[str, float] = {}
@@ -112,7 +112,45 @@ class Program:
             inputs[tensor["name"]] = np.ascontiguousarray(value.reshape(shape), np.float32)
         return self.execute(stage, inputs)
 
+    def arranged(self, tensors: list[dict], values: Arrays) -> Arrays:
+        """Tensors made of others by the contract's steps."""
+        found = {}
+        for tensor in tensors:
+            value = values[tensor["source"]]
+            for step in tensor["steps"]:
+                value = self.rearranged(value, step["kind"], step["numbers"])
+            assert list(value.shape) == tensor["shape"], (tensor["name"], value.shape)
+            found[tensor["name"]] = np.ascontiguousarray(value)
+        return found
+
+    @staticmethod
+    def rearranged(value: np.ndarray, kind: str, numbers: list[int]) -> np.ndarray:
+        if kind == "reshape":
+            return value.reshape(numbers)
+        if kind == "permute":
+            return value.transpose(numbers)
+        axis, *rest = numbers
+        axis %= value.ndim
+        if kind == "pad":
+            return np.pad(value, [tuple(rest) if place == axis else (0, 0) for place in range(value.ndim)])
+        if kind == "cut":
+            return np.take(value, range(*rest), axis)
+        if kind == "repeat":
+            return np.repeat(value, rest[0], axis)
+        assert kind == "windows"
+        size, stride = rest
+        rows = [np.take(value, range(start, start + size), axis) for start in range(0, value.shape[axis] - size + 1, stride)]
+        return np.stack(rows, axis)
+
     def execute(self, stage: str, inputs: Arrays) -> Arrays:
+        entry = self.contract["stages"][stage]
+        if entry["package_inputs"] is None:
+            return self.run_package(stage, inputs, [tensor["name"] for tensor in entry["outputs"]])
+        names = list(dict.fromkeys(tensor["source"] for tensor in entry["package_outputs"]))
+        found = self.run_package(stage, self.arranged(entry["package_inputs"], inputs), names)
+        return self.arranged(entry["package_outputs"], found)
+
+    def run_package(self, stage: str, inputs: Arrays, names: list[str]) -> Arrays:
         entry = self.contract["stages"][stage]
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "in.npz", Path(folder) / "out.npz"
@@ -120,7 +158,7 @@ class Program:
             self.run(self.folder / entry["package"], source, target)
             self.calls += 1
             with np.load(target) as found:
-                return {tensor["name"]: found[tensor["name"]] for tensor in entry["outputs"]}
+                return {name: found[name] for name in names}
 
     # -- the way in ---------------------------------------------------------------------------------------------------
 
@@ -471,6 +509,15 @@ class Program:
                 inputs = {tensor["name"]: self.vector(f"{stage}/{number}/in/{tensor['name']}") for tensor in entry["inputs"]}
                 for name, found in self.execute(stage, inputs).items():
                     self.check(f"{stage}/{number}/out/{name}", found)
+            if entry["package_inputs"] is not None:
+                inputs = {tensor["name"]: self.vector(f"{stage}/0/in/{tensor['name']}") for tensor in entry["inputs"]}
+                for name, found in self.arranged(entry["package_inputs"], inputs).items():
+                    assert np.array_equal(found, self.vector(f"{stage}/0/package_in/{name}")), name
+                outputs = {
+                    tensor["source"]: self.vector(f"{stage}/0/package_out/{tensor['source']}") for tensor in entry["package_outputs"]
+                }
+                for name, found in self.arranged(entry["package_outputs"], outputs).items():
+                    self.check(f"{stage}/0/out/{name}", found)
 
     def stretch(self, frames: int, kept: int) -> tuple[int, int]:
         """The frames that the decoder is given."""

@@ -19,6 +19,7 @@ from rvc_coreml.converters.conversion import convert_content_encoder, convert_vo
 from rvc_coreml.runtime.backends import torch_backend
 from rvc_coreml.runtime.downloads import CACHE_VARIABLE
 from support.checkpoints import SMALL_HUBERT, small_config, write_small_hubert, write_voice
+from support.remembered import remembered
 
 # Small networks on shared cores spend hundreds of times their work waiting for a second thread.
 torch.set_num_threads(1)
@@ -38,6 +39,9 @@ LONGEST = (
     "cli/test_validate.py",
     "cli/test_convert_many.py",
     "runtime/test_upstream_pipeline.py",
+    "runtime/test_converter.py",
+    "converters/fallback/test_small_models.py",
+    "models/test_onnx_voices.py",
 )
 
 
@@ -65,8 +69,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """All that is imported and collected stays: searching it for garbage meanwhile would take a tenth of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish() -> None:
-    """What was imported and collected is not searched for garbage again and again."""
+    """Nor is it searched again and again afterwards."""
     gc.collect()
     gc.freeze()
 
@@ -79,6 +93,13 @@ def quick_conversion() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, unchecked_passes():
         patch.setattr(_converters_entry, "gc", SimpleNamespace(collect=lambda: 0))
+        yield
+
+
+@pytest.fixture
+def remembered_conversions() -> Iterator[None]:
+    """For tests of what surrounds a conversion: the same one is made once, and at small windows."""
+    with remembered():
         yield
 
 
@@ -102,10 +123,10 @@ def small_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = tmp_path_factory.getbasetemp()
     folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "small"
     library = folder / "library"
-    with FileLock(f"{folder}.lock"):
+    with FileLock(f"{folder}.lock"), remembered():
         if not (folder / "done").exists():
             folder.mkdir(exist_ok=True)
-            convert_content_encoder(write_small_hubert(folder / "hubert", config=_wide_enough()), library)
+            convert_content_encoder(write_small_hubert(folder / "hubert", config=_wide_enough()), library, windows="255")
             convert_voice(write_voice(folder / "v2.pth"), library)
             convert_voice(write_voice(folder / "v1.pth", version="v1", config=small_config("v1", 48000)), library)
             convert_voice(write_voice(folder / "nof0.pth", f0=False), library)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
 from rvc_coreml.golden_outputs.metrics import compare, snr_db
 from rvc_coreml.golden_outputs.seeded_weights import noise_draw
+from rvc_coreml.golden_outputs.thresholds import Verdict
 from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.converter import VoiceConverter
 from rvc_coreml.runtime.goldens import GATE
@@ -21,6 +23,10 @@ from seeded_checkpoints import write_hubert, write_voice
 from support.windowed import WindowedTorch
 
 UPSTREAM = Path(rvc_coreml.golden_outputs.__file__).parent / "upstream"
+WINDOWS = ("text_encoder=520", "flow=260", "decoder=96")
+# Seeded weights give the text encoder a constant part that costs 14 dB once the mean is removed: rounding its input alone to half
+# precision leaves 45 dB, and the norms of the Neural Engine's layout, written out, cost 2 more (docs/half_precision.md).
+SEEDED_TEXT_ENCODER = 42.0
 VOICES = {"v2_40k": ("v2", 40, True), "v2_40k_nof0": ("v2", 40, False), "v1_48k": ("v1", 48, True)}
 
 
@@ -34,11 +40,25 @@ def all_threads():
 
 
 @pytest.fixture(scope="module")
+def quick_library(tmp_path_factory):
+    """At windows that hold three seconds, which is a fraction of the work; slow tests take the windows that users get."""
+    folder = tmp_path_factory.mktemp("quick")
+    hubert, voice = write_hubert(folder / "hubert_base.pt"), write_voice(folder / "v2_40k.pth")
+    convert_content_encoder(hubert, folder / "library", windows="255")
+    convert_voice(voice, folder / "library", windows=WINDOWS)
+    for path in (hubert, voice):
+        path.unlink()  # hundreds of megabytes
+    yield folder / "library"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     convert_content_encoder(write_hubert(folder / "hubert_base.pt"), folder / "library")
     convert_voice(write_voice(folder / "v2_40k.pth"), folder / "library")
-    return folder / "library"
+    yield folder / "library"
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +69,30 @@ def all_voices(library):
     return library
 
 
-def test_every_half_precision_stage_reaches_45_db_and_cosine_0_999(library):
-    report = validate_library(Library.open(library), choose_backend("reference"))
+@pytest.mark.parametrize("windows", ["quick_library", pytest.param("library", marks=pytest.mark.slow)])
+def test_every_half_precision_stage_reaches_45_db_and_cosine_0_999_but_one_which_is_told(request, windows):
+    report = validate_library(Library.open(request.getfixturevalue(windows)), choose_backend("reference"))
     assert report.failed == []
     for check in report.checks:
         assert check.comparison is not None
         if check.case == GATE:
-            assert check.comparison.snr_db >= 45, check
+            if check.stage == "text_encoder":
+                assert check.comparison.snr_db >= SEEDED_TEXT_ENCODER, check
+                assert (check.comparison.snr_db < 45) == (check.judgement is not None and check.judgement.verdict is Verdict.DEGRADED), (
+                    check
+                )
+            else:
+                assert check.comparison.snr_db >= 45, check
             assert check.comparison.worst_cosine >= 0.999, check
 
 
-def test_a_sentence_through_the_packages_agrees_with_pytorch(library, speech):
+@pytest.mark.parametrize(("windows", "seconds"), [("quick_library", 3.0), pytest.param("library", 7.1, marks=pytest.mark.slow)])
+def test_a_sentence_through_the_packages_agrees_with_pytorch(request, speech, windows, seconds):
+    library, speech = request.getfixturevalue(windows), speech[: round(16000 * seconds)]
+    content_window = "parity" if windows == "library" else "auto"  # in either the encoder sees the whole clip, as in PyTorch
     torch_samples, rate = VoiceConverter(library, "v2_40k", "torch").convert(speech, 16000, f0_method="dio", length="input")
-    samples, _rate = VoiceConverter(library, "v2_40k", "reference").convert(speech, 16000, f0_method="dio", length="input")
+    converter = VoiceConverter(library, "v2_40k", "reference", content_window=content_window)
+    samples, _rate = converter.convert(speech, 16000, f0_method="dio", length="input")
     assert rate == 40000
     assert len(samples) == round(len(speech) * 2.5)
     assert compare(torch_samples, samples, frame=400).snr_db >= 35

@@ -31,6 +31,7 @@ def test_the_wheel_holds_the_folders_modules_and_nothing_else(wheel):
     for folder in FOLDERS:
         expected |= {f"rvc_coreml/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
     expected |= {f"rvc_coreml/golden_outputs/{name}" for name in ("speech.wav", "reports/page.css", "reports/page.js")}
+    expected |= {f"rvc_coreml/converters/placement/{name}" for name in ("page.css", "page.js")}
     assert names == expected
     assert not any(name.startswith(("rvc_coreml/tests", "rvc_coreml/tools", "rvc_coreml/build")) for name in names)
 

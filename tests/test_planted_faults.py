@@ -45,13 +45,15 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
-    """A content encoder of twelve narrow layers and a narrow voice, at small windows."""
+    """A content encoder of twelve narrow layers and a narrow voice, at small windows, in the layout of the code that is at fault."""
     folder = tmp_path_factory.mktemp("planted")
     with pytest.MonkeyPatch.context() as patch:
         for stage, window in SMALL_WINDOWS.items():
             patch.setitem(DEFAULT_WINDOWS, stage, window)
-        convert_voice(write_voice(folder / "voice.pth"), folder / "library")
-        convert_content_encoder(write_small_hubert(folder / "hubert", config=replace(SMALL_HUBERT, layers=12)), folder / "library")
+        convert_voice(write_voice(folder / "voice.pth"), folder / "library", layout="plain")
+        encoder = write_small_hubert(folder / "hubert", config=replace(SMALL_HUBERT, layers=12))
+        window = str(SMALL_WINDOWS["content_encoder"])
+        convert_content_encoder(encoder, folder / "library", layout="plain", windows=window)
         yield Library.open(folder / "library")
 
 
@@ -267,7 +269,7 @@ def test_a_conversion_that_overflows_is_refused_and_its_stage_is_named(library, 
     loud = 3e4 * voice_state(small_config())["enc_p.emb_phone.weight"]
     voice = write_voice(tmp_path / "voice.pth", half=False, tensors={"enc_p.emb_phone.weight": loud})
     with pytest.raises(ConversionError, match="the converted text_encoder does not compute what PyTorch does"):
-        convert_voice(voice, tmp_path / "library")
+        convert_voice(voice, tmp_path / "library", windows=[f"{stage}={SMALL_WINDOWS[stage]}" for stage in VOICE_STAGES])
     assert not (tmp_path / "library").exists()
 
 

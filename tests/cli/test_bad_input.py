@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +26,12 @@ import torch
 from rvc_coreml.runtime.library import Library
 from support.checkpoints import small_config, voice_content, voice_state, write_small_hubert, write_voice
 from support.cli import one_sentence, rvc, tree, unchanged, usage_error
+from support.forked import python
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 START_LIMIT = 60.0  # seconds for a process to import, read and begin a conversion
+pytestmark = pytest.mark.usefixtures("remembered_conversions")
 Write = Callable[[Path], object]
 
 
@@ -485,14 +486,17 @@ def test_content_encoder_of_another_width_is_one_sentence(library: Path, sound: 
 # ---------------------------------------------------------------- run
 
 
+SMALL_FRAMES = 224  # the flow's window in `small_library`
+
+
 def package_of(library: Path) -> Path:
     return Library.open(library).voice("v2").package("flow")
 
 
 def arrays(path: Path, **changes: np.ndarray) -> Path:
-    shape = (1, 16, 500)
-    values = {name: np.zeros(shape, np.float32) for name in ("m_p", "logs_p", "noise")}
-    values |= {"g": np.zeros((1, 8, 1), np.float32), "mask": np.ones((1, 1, 500), np.float32), **changes}
+    frames = SMALL_FRAMES
+    values = {name: np.zeros((1, 16, 1, frames), np.float32) for name in ("m_p", "logs_p", "noise")}
+    values |= {"g": np.zeros((1, 8, 1, 1), np.float32), "mask": np.ones((1, 1, 1, frames), np.float32), **changes}
     np.savez(path, **values)
     return path
 
@@ -511,7 +515,7 @@ def test_run_refuses_inputs_that_are_no_plain_arrays(small_library: Path, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"m_p": np.zeros((1, 16, 499), np.float32)}, "m_p"),
+        ({"m_p": np.zeros((1, 16, 1, SMALL_FRAMES - 1), np.float32)}, "m_p"),
         ({"surprise": np.zeros(3, np.float32)}, "surprise"),
         ({"g": np.array(["text"])}, "g"),
     ],
@@ -611,21 +615,13 @@ def test_failure_of_the_very_last_steps_keeps_the_old_version(
 # ---------------------------------------------------------------- interruption
 
 
-def start_conversion(source: Path, library: Path) -> subprocess.Popen[str]:
+def start_conversion(source: Path, library: Path, fresh: bool = False) -> Any:
     """A conversion in a process of its own, returned once it has begun to write."""
-    command = [sys.executable, "-m", "rvc_coreml", "convert", "hubert", str(source), "-o", str(library), "--replace"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job is started without it
-    )
+    command = "from rvc_coreml.cli import main; main(prog_name='rvc-coreml')"
+    process = python(command, "convert", "hubert", source, "-o", library, "--replace", fresh=fresh)
     deadline = time.monotonic() + START_LIMIT
     while not list(library.glob(".convert-*")):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.3)
@@ -638,7 +634,7 @@ def start_conversion(source: Path, library: Path) -> subprocess.Popen[str]:
 def test_interrupted_conversion_says_so_and_leaves_nothing(library: Path, tmp_path: Path, exists: bool) -> None:
     target = library if exists else tmp_path / "new"
     with unchanged(library):
-        process = start_conversion(write_small_hubert(tmp_path / "hubert", seed=3), target)
+        process = start_conversion(write_small_hubert(tmp_path / "hubert", seed=3), target, fresh=exists)  # nothing else is said there
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED

@@ -53,6 +53,9 @@ OWN = """
 """
 
 
+PLAIN = ("--layout", "plain", "--windows", "500")  # modules and operations as the network has them
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_hubert(tmp_path_factory.mktemp("check") / "hubert")
@@ -84,7 +87,7 @@ def test_check_needs_no_library_and_writes_nothing(encoder: Path, tmp_path: Path
 @pytest.mark.parametrize("width", [80, 140])
 def test_check_names_every_operation_its_place_and_fits_the_terminal(encoder: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    result = rvc("convert", "hubert", encoder, "--check", "--keep-in-pytorch", PLACE, "--strict")
+    result = rvc("convert", "hubert", encoder, "--check", "--keep-in-pytorch", PLACE, "--strict", *PLAIN)
     assert result.exit_code == 1
     assert "operations  [unwanted]" in result.stdout
     shown = " ".join(result.stdout.split())
@@ -101,7 +104,7 @@ def test_check_names_every_operation_its_place_and_fits_the_terminal(encoder: Pa
 
 
 def test_check_as_json_is_json_and_nothing_else(encoder: Path) -> None:
-    result = rvc("convert", "hubert", encoder, "--check", "--json", "--keep-in-pytorch", "aten.gelu")
+    result = rvc("convert", "hubert", encoder, "--check", "--json", "--keep-in-pytorch", "aten.gelu", "--windows", "255")
     assert result.exit_code == 0
     assert result.stderr == ""
     said = json.loads(result.stdout)
@@ -119,7 +122,7 @@ def test_check_as_json_is_json_and_nothing_else(encoder: Path) -> None:
 
 def test_strict_says_what_would_stay_and_leaves_no_library(encoder: Path, tmp_path: Path) -> None:
     library = tmp_path / "library"
-    result = rvc("convert", "hubert", encoder, "-o", library, "--strict", "--keep-in-pytorch", "aten.gelu")
+    result = rvc("convert", "hubert", encoder, "-o", library, "--strict", "--keep-in-pytorch", "aten.gelu", *PLAIN)
     assert result.exit_code == 1
     assert not library.exists()
     assert result.stdout == ""

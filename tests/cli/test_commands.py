@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from click.testing import CliRunner
 from rvc_coreml import __version__
 from rvc_coreml.cli import main
@@ -58,7 +59,7 @@ def test_the_whole_way_from_files_to_sound(tmp_path, speech_file):
     hubert = write_small_hubert(tmp_path / "hubert", config=_wide_enough())
     voice = write_voice(tmp_path / "singer.pth")
     library = tmp_path / "library"
-    for arguments in (("hubert", hubert), ("voice", voice)):
+    for arguments in (("hubert", hubert, "--windows", "255"), ("voice", voice)):
         result = rvc("convert", *arguments, "-o", library)
         assert result.exit_code == 0, result.stderr
         assert "weights equal" in result.output
@@ -66,6 +67,7 @@ def test_the_whole_way_from_files_to_sound(tmp_path, speech_file):
     assert result.exit_code == 0, result.stderr
     assert "real-time factor" in result.output
     assert "peak memory" in result.output
+    assert "content encoder in 5.1 s windows for the Neural Engine" in result.output
     samples, rate = soundfile.read(tmp_path / "out.wav")
     assert (rate, len(samples)) == (40000, 79200)  # upstream loses two frames
     assert rvc("validate", library).exit_code == 0
@@ -81,9 +83,11 @@ def test_infer_reports_as_json_and_says_which_backend_auto_is(small_library, spe
     assert set(report["executed_by"]) == {"content_encoder", "text_encoder", "flow", "decoder"}
     assert report["peak_memory_bytes"] > 1e8
     assert report["fallbacks"] == []
+    assert report["content_window"]["used"] == ("ane" if report["backend"] == "coreml" else "whole segments")
     assert soundfile.info(str(output)).frames == 79200
 
 
+@pytest.mark.usefixtures("remembered_conversions")
 def test_a_stored_index_is_used_as_much_as_is_asked_for(tmp_path, speech_file, small_library):
     import faiss
 
@@ -110,17 +114,19 @@ def test_a_stored_index_is_used_as_much_as_is_asked_for(tmp_path, speech_file, s
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_run_executes_any_package(small_library, tmp_path, backend):
     component = Library.open(small_library).voice("v2_fp32")
-    golden = gate_golden(component, "flow")
-    np.savez(tmp_path / "in.npz", **golden.inputs)
+    golden, arrangement = gate_golden(component, "flow"), component.arrangement("flow")
+    assert arrangement is not None
+    given = arrangement.enter({name: torch.from_numpy(array) for name, array in golden.inputs.items()})
+    np.savez(tmp_path / "in.npz", **{name: value.numpy() for name, value in given.items()})
     result = rvc("run", component.package("flow"), tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--backend", backend)
     assert result.exit_code == 0, result.stderr
-    got = np.load(tmp_path / "out.npz")["z"]
-    np.testing.assert_allclose(got, golden.outputs["z"], atol=1e-3)
+    got = arrangement.leave({name: torch.from_numpy(array) for name, array in np.load(tmp_path / "out.npz").items()})["z"]
+    np.testing.assert_allclose(got.numpy(), golden.outputs["z"], atol=1e-3)
 
 
 def test_list_names_everything(small_library):
     result = rvc("list", small_library)
-    for text in ("content encoder", "voice 'v1'", "v1, 48k, f0", "no f0", "decoder fp32"):
+    for text in ("content encoder", "voice 'v1'", "v1, 48k, f0", "no f0", "decoder ane fp32"):
         assert text in result.output
     listed = json.loads(rvc("list", small_library, "--json").stdout)["components"]
     assert [component["name"] for component in listed if component["kind"] == "voice"] == ["nof0", "v1", "v2", "v2_fp32"]
@@ -139,19 +145,19 @@ def test_list_tells_pitch_models_and_stages_in_parts(small_library, tmp_path):
     (tmp_path / "voices" / "v2" / "manifest.json").write_text(json.dumps(manifest))
     shown = rvc("list", tmp_path).stdout
     assert "pitch model 'rmvpe'" in shown
-    assert "flow fp16 (2 packages and PyTorch), decoder fp16  " in shown
+    assert "flow ane fp16 (2 packages and PyTorch), decoder ane fp16  " in shown
     listed = {component["name"]: component["packages"] for component in json.loads(rvc("list", tmp_path, "--json").stdout)["components"]}
     assert listed["v2"]["flow"] == ["flow.mlpackage", "decoder.mlpackage"]
     assert listed["rmvpe"] == {"pitch": ["flow.mlpackage"]}
 
 
 def test_validate_reports_as_json_and_fails_with_exit_code_one(small_library, tmp_path):
-    result = json.loads(rvc("validate", small_library, "--json").stdout)
+    result = json.loads(rvc("validate", small_library, "--voice", "v2", "--json").stdout)
     assert result["passed"]
     assert all(check["passed"] for check in result["checks"])
     library = shutil.copytree(small_library, tmp_path / "library")
     shutil.rmtree(Library.open(library).voice("v2").package("flow") / "Data")
-    broken = rvc("validate", library, "--json")
+    broken = rvc("validate", library, "--voice", "v2", "--json")
     assert broken.exit_code == 1
     assert {check["stage"] for check in json.loads(broken.stdout)["checks"] if not check["passed"]} == {"flow", "pipeline"}
 

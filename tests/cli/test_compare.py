@@ -17,6 +17,7 @@ from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.reference import plot
 from rvc_coreml.runtime.reference.compare import Difference, Divergence
+from support.arranged import package_arrays
 from support.cli import one_sentence, rvc, unchanged, usage_error
 from support.damage import largest_weight
 from support.programs import build_program, convert_module, edited_specification, main_block, normal, save_package, write_program
@@ -119,7 +120,7 @@ def test_recorded_values_are_a_side(here: Path, tmp_path: Path) -> None:
 
 def test_the_module_of_the_source_network_is_named(small_library: Path, tmp_path: Path) -> None:
     voice = Library.open(small_library).voice("v2_fp32")
-    np.savez(tmp_path / "in.npz", **gate_golden(voice, "flow").inputs)
+    np.savez(tmp_path / "in.npz", **package_arrays(voice, "flow", gate_golden(voice, "flow").inputs))
     result = rvc("compare", voice.package("flow"), tmp_path / "in.npz", "--threshold", "200", "--json")
     assert result.exit_code == 1
     worst = json.loads(result.stdout)["worst"]

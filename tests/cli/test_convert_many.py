@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from rvc_coreml.converters import conversion
+from rvc_coreml.converters import conversion, making
+from rvc_coreml.errors import ConversionError
 from rvc_coreml.runtime.library import Library
 from support.checkpoints import write_voice
 from support.cli import one_sentence, rvc, tree, unchanged
 from support.mixed import BUILT, write_hostile_zip, write_index, write_zip
+from support.remembered import remembered
+
+pytestmark = pytest.mark.usefixtures("remembered_conversions")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,8 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(voices: Path) -> tuple[Path, dict]:
     """The library, and what the first run said."""
     library = voices.parent / "library"
-    result = rvc("convert", "voice", voices, "-o", library, "--json")
+    with remembered():
+        result = rvc("convert", "voice", voices, "-o", library, "--json")
     assert result.exit_code == 1  # something failed
     assert result.stderr == ""
     return library, json.loads(result.stdout)
@@ -81,7 +86,7 @@ def test_an_interrupt_leaves_the_library_whole_and_the_next_run_goes_on(
 ) -> None:
     library, _said = converted
     write_voice(tmp_path / "third.pth", seed=7)
-    monkeypatch.setattr(conversion, "audit_package", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(making, "audit_package", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with unchanged(library):
         result = rvc("convert", "voice", voices, tmp_path, "-o", library)
     assert result.exit_code == 130
@@ -96,7 +101,7 @@ def test_a_single_file_takes_the_index_beside_it_and_fails_in_one_sentence(
 
     def stop(source: Path, *_arguments: object, **options: object) -> None:
         calls.append((source.name, options["index"]))
-        raise conversion.ConversionError("the conversion was stopped here")
+        raise ConversionError("the conversion was stopped here")
 
     monkeypatch.setattr(conversion, "convert_voice", stop)
     one_sentence(rvc("convert", "voice", voices / "singer.pth", "-o", tmp_path / "library"))

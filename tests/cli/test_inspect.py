@@ -40,7 +40,8 @@ def test_text_names_everything(package: Path) -> None:
     result = rvc("inspect", package)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
-    assert result.stdout.splitlines() == [
+    first, rest = result.stdout.split("\n\nplacement on ")
+    assert first.splitlines() == [
         str(package),
         "  description: A test",
         "  author: Somebody",
@@ -59,11 +60,17 @@ def test_text_names_everything(package: Path) -> None:
         "  parameters: 35 in 140 bytes",
         f"  FLOPs: {(2 * 3 * 5 * 6 + 15) / 1e9:.3f} G",
     ]
+    lines = rest.splitlines()
+    assert lines[0] == "M1. By published rules alone: Core ML was not asked."
+    assert lines[2] == "  can go to the Neural Engine: 0% of 2 operations, 0% of 195 FLOP"  # it computes in float32
+    assert "  hazards: none" in lines
 
 
 def test_json_has_it_all(package: Path) -> None:
     report = json.loads(rvc("inspect", package, "--json").stdout)
     (function,) = report.pop("functions")
+    (placed,) = report.pop("placement")["stages"]
+    assert [operation["type"] for operation in placed["operations"]] == ["linear", "tanh"]
     assert report.pop("weight_bytes") > 0
     assert report.pop("metadata")["com.github.apple.coremltools.version"]
     assert report == {"package": str(package), "description": "A test", "author": "Somebody", "version": "1.2", "licence": "MIT"}
@@ -164,6 +171,76 @@ def test_packages_of_a_library_are_inspected(small_library: Path) -> None:
         assert result.exit_code == 0
         assert "conv" in result.stdout
         assert json.loads(rvc("inspect", voice.package(stage), "--json").stdout)["functions"][0]["flops"] > 0
+
+
+def test_only_the_function_that_was_named_is_shown(tmp_path: Path, package: Path) -> None:
+    description = ct.utils.MultiFunctionDescriptor()
+    for name in ("one", "two"):
+        description.add_function(str(package), "main", name)
+    description.default_function_name = "two"
+    ct.utils.save_multifunction(description, str(tmp_path / "several.mlpackage"))
+    text = rvc("inspect", tmp_path / "several.mlpackage", "--function", "one").stdout
+    assert [line for line in text.splitlines() if line.startswith("function")] == ["function one (iOS18)"]
+    both = json.loads(rvc("inspect", tmp_path / "several.mlpackage", "--json").stdout)["placement"]["stages"]
+    assert [stage["function"] for stage in both] == ["two", "one"]
+    message = one_sentence(rvc("inspect", tmp_path / "several.mlpackage", "--function", "three"), (2,))
+    assert "'three'" in message
+    assert "two, one" in message
+
+
+def test_a_library_is_told_stage_by_stage_with_a_song_for_every_voice(small_library: Path, tmp_path: Path) -> None:
+    page, document = tmp_path / "page.html", tmp_path / "report.md"
+    result = rvc("inspect", small_library, "--html", page, "--markdown", document)
+    assert result.exit_code == 0, result.stderr
+    components = Library.open(small_library).components()
+    for component in components:
+        for stage in component.manifest.stages:
+            title = component.title if stage == "content_encoder" else f"{component.title}, {stage}"
+            for text in (result.stdout, document.read_text(), page.read_text()):
+                assert title.replace("_", "\\_") in text or title.replace("'", "&#x27;") in text or title in text
+    report = json.loads(rvc("inspect", small_library, "--json").stdout)["placement"]
+    assert len(report["stages"]) == sum(len(component.manifest.stages) for component in components)
+    assert set(report["songs"]) == {component.title for component in components if component.manifest.kind == "voice"}
+    for song in report["songs"].values():
+        assert song["total"] > 0
+        assert {"content_encoder", "text_encoder", "flow", "decoder"} <= set(song["stages"])
+
+
+def test_operations_are_called_by_their_names_in_the_network(small_library: Path) -> None:
+    for path in ("decoder", ""):
+        placed = json.loads(rvc("inspect", small_library / "voices" / "v2_fp32" / path, "--json").stdout)["placement"]["stages"]
+        decoder = next(stage for stage in placed if stage["stage"] == "decoder")
+        assert any("dec.resblocks" in operation["module"] for operation in decoder["operations"])
+    package = Library.open(small_library).voice("v2_fp32").package("decoder")
+    (alone,) = json.loads(rvc("inspect", package, "--json").stdout)["placement"]["stages"]
+    assert {item["module"] for item in alone["operations"]} == {item["module"] for item in decoder["operations"]}
+    text = rvc("inspect", package).stdout
+    assert "dec.resblocks.0" in text
+    assert "blocked: " in text  # float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--chip", "m99"), "there is no chip 'm99'"),
+        (("--compare-plan",), "only on macOS"),
+        (("--plan",), "only on macOS"),
+        (("--function", "other"), "'other'"),
+        (("--html", "no/such/folder/page.html"), "could not be written"),
+        (("--html", "same.html", "--markdown", "same.html"), "name two files"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with unchanged(tmp_path):
+        assert words in one_sentence(rvc("inspect", package, *arguments))
+
+
+def test_a_stage_that_a_component_does_not_have_is_one_sentence(small_library: Path) -> None:
+    message = one_sentence(rvc("inspect", small_library / "voices" / "v2" / "vocoder"), (2,))
+    assert "text_encoder, flow, decoder" in message
 
 
 def test_help_has_an_example() -> None:

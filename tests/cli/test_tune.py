@@ -169,7 +169,8 @@ COMPILING = 60.0  # seconds that ALL takes
 def test_the_first_sound_does_not_wait_for_a_minute_of_compiling(coreml, library, speech_file, tmp_path, monkeypatch, limit) -> None:
     """Real processes: `infer`, and Core ML's worker, which is ended while it compiles and replaced."""
     monkeypatch.delenv(FIRST_SOUND)
-    infer(library, speech_file, tmp_path / "torch.wav", "--backend", "torch")
+    by_torch = ("-m", library, "--voice", "v2", "--f0-method", "dio", "--backend", "torch")
+    assert rvc("infer", speech_file, tmp_path / "torch.wav", *by_torch).exit_code == 0
     coreml.fault("slow_compile", units="ALL", seconds=COMPILING)
     report, seconds, said = infer(library, speech_file, tmp_path / "out.wav")
     print(f"first sound after {seconds:.1f} s")

@@ -9,14 +9,18 @@ from pathlib import Path
 import coremltools as ct
 import numpy as np
 import pytest
-from rvc_coreml.converters import conversion
-from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice, parse_precisions
+from rvc_coreml.converters import conversion, making
+from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
+from rvc_coreml.converters.precisions import parse_precisions
 from rvc_coreml.errors import AuditError, ConversionError, LibraryError, OutputError, UsageError
 from rvc_coreml.models import load_voice
 from rvc_coreml.runtime.files import sha256
 from rvc_coreml.runtime.library import Library
 from safetensors import safe_open
 from support.checkpoints import write_small_hubert, write_voice
+from support.remembered import remembered
+
+pytestmark = pytest.mark.usefixtures("remembered_conversions")
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -26,7 +30,8 @@ def tree(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
-    convert_voice(write_voice(folder / "first.pth"), folder / "library")
+    with remembered():
+        convert_voice(write_voice(folder / "first.pth"), folder / "library")
     return folder
 
 
@@ -119,7 +124,7 @@ def test_a_failure_at_any_step_leaves_the_library_as_it_was(library, tmp_path, m
         calls.append(step)
         raise error
 
-    monkeypatch.setattr(conversion, step, fail)
+    monkeypatch.setattr(making if step in ("convert_stage", "audit_package") else conversion, step, fail)
     with pytest.raises((ConversionError, OutputError, OSError, KeyboardInterrupt)):
         convert_voice(tmp_path / "first.pth", library)
     assert calls
@@ -128,30 +133,30 @@ def test_a_failure_at_any_step_leaves_the_library_as_it_was(library, tmp_path, m
 
 
 def test_a_failed_audit_stops_the_conversion(library, tmp_path, monkeypatch):
-    def damage(path, stage, operations):
+    def damage(path, stage, *rest):
         next(stage.parameters()).mul_(1.01)
-        return audit(path, stage, operations)
+        return audit(path, stage, *rest)
 
-    audit = conversion.audit_package
-    monkeypatch.setattr(conversion, "audit_package", damage)
+    audit = making.audit_package
+    monkeypatch.setattr(making, "audit_package", damage)
     with pytest.raises(AuditError, match="does not hold the checkpoint's weights"):
         convert_voice(tmp_path / "first.pth", library, name="second")
     assert Library.open(library).voice_names() == ["first"]
 
 
 def test_a_package_that_computes_something_else_is_not_kept(library, tmp_path, monkeypatch):
-    class Wrong(conversion.ReferenceModel):
+    class Wrong(making.ReferenceModel):
         def predict(self, inputs):
             return {name: 4.25 * value for name, value in super().predict(inputs).items()}
 
-    monkeypatch.setattr(conversion, "ReferenceModel", Wrong)
+    monkeypatch.setattr(making, "ReferenceModel", Wrong)
     with pytest.raises(ConversionError, match=r"level 4\.2"):
         convert_voice(tmp_path / "first.pth", library, name="second")
     assert Library.open(library).voice_names() == ["first"]
 
 
 def test_an_interrupted_first_conversion_leaves_no_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "convert_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(making, "convert_stage", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         convert_content_encoder(write_small_hubert(tmp_path / "hubert"), tmp_path / "library")
     assert not (tmp_path / "library").exists()

@@ -15,7 +15,7 @@ from rvc_coreml.converters.audit import audit_package
 from rvc_coreml.converters.conversion import convert_pitch
 from rvc_coreml.errors import AuditError, CheckpointError, LibraryError
 from rvc_coreml.models.checkpoint.pitch import load_pitch
-from rvc_coreml.models.stages import pitch_stage
+from rvc_coreml.models.layouts import stage_of
 from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.goldens import CASES
 from rvc_coreml.runtime.library import Library
@@ -84,9 +84,10 @@ def test_a_damaged_weight_of_the_package_is_found(library: Library, source: Path
     weights = largest_weight(copy)
     weights[3] *= weights.dtype.type(1.01)
     weights.flush()
-    stage = pitch_stage(load_pitch(source).network)
+    network, entry = load_pitch(source).network, component.manifest.stages["pitch"]
+    stage, plain = (stage_of(network, "pitch", layout, entry.window) for layout in (entry.layout, "plain"))
     with pytest.raises(AuditError, match=r"1 of \d+ values"):
-        audit_package(copy, stage, component.operations("pitch"))
+        audit_package(copy, stage, component.modules("pitch"), plain)
 
 
 def test_another_file_needs_replace(library: Library, source: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def added(folder: Path, width: int = 768) -> Path:
     return write(ivf(clustered(60, width), 5), folder / NAME)
 
 
+@pytest.mark.usefixtures("remembered_conversions")
 def test_a_converted_voice_has_its_index_beside_it(tmp_path: Path) -> None:
     index = added(tmp_path)
     write(ivf(clustered(60, 768), 5, added=0), tmp_path / NAME.replace("added", "trained"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rvc_coreml.converters.collection import JUNK, collect
+from rvc_coreml.converters.forms import Form
 from rvc_coreml.converters.many import Options, Outcome, convert_collection, index_beside, is_one_voice
 from rvc_coreml.converters.preflight import Finding, Preflight
 from rvc_coreml.errors import ConversionError, FallbackError, IncompleteCheckpoint, UsageError
@@ -33,7 +34,7 @@ class Conversions:
         self.fails: dict[str, BaseException] = {}
 
     def __call__(
-        self, source: Any, library: Any, *, name: Any = None, index: Any = None, precision: Any = "fp16", **_rest: Any
+        self, source: Any, library: Any, *, name: Any = None, index: Any = None, precision: Any = "fp16", **rest: Any
     ) -> Component:
         if name in self.fails:
             raise self.fails[name]
@@ -41,7 +42,9 @@ class Conversions:
         self.made[name] = {"source": Path(source).name, "sha256": sha256(Path(source)), "index": stored}
         entry = StageEntry("p", "g", "o", 10, 1, precision[0], "ALL", "iOS17", {}, {}, {}, 0, None)
         origin = {"file": Path(source).name, "sha256": sha256(Path(source))}
-        manifest = Manifest("voice", name, "build", origin, {}, dict.fromkeys(VOICE_STAGES, entry), {"version": "v2"}, stored)
+        form = Form.parse(VOICE_STAGES, precision, **{key: rest[key] for key in ("layout", "windows", "weights", "target", "target_snr")})
+        details = {"version": "v2", **form.details()}
+        manifest = Manifest("voice", name, "build", origin, {}, dict.fromkeys(VOICE_STAGES, entry), details, stored)
         return Component(Path(library) / "voices" / name, manifest)
 
 
@@ -211,6 +214,10 @@ def test_what_the_library_has_is_skipped_with_the_same_index_and_options(small_l
     for options in (
         replace(FP16, precision=["fp32"]),
         replace(FP16, precision=["fp16", "flow=fp32"]),
+        replace(FP16, layout=["plain"]),
+        replace(FP16, windows=["flow=300"]),
+        replace(FP16, weights=["decoder=int8"]),
+        replace(FP16, target="ios18"),
         replace(FP16, licence="CC0"),
         replace(FP16, name="third"),
     ):

@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def library(source: Path) -> Library:
-    convert_content_encoder(source, source.parent / "library", keep_in_pytorch=(PATTERN,))
+    convert_content_encoder(source, source.parent / "library", keep_in_pytorch=(PATTERN,), layout="plain", windows="300")
     return Library.open(source.parent / "library")
 
 
@@ -125,12 +125,30 @@ def test_a_stage_in_one_package_is_stored_as_ever(small_library: Path) -> None:
     assert all("plan" not in entry for entry in stored["stages"].values())
     assert "fallback" not in stored["details"]
     files = {item.name for item in component.build.iterdir()}
-    assert files == {f"{STAGE}.mlpackage", f"{STAGE}.operations.json", "golden", "weights.safetensors"}
+    assert files == {f"{STAGE}.mlpackage", f"{STAGE}.operations.json", f"{STAGE}.modules.json", "golden", "weights.safetensors"}
+
+
+def test_a_stage_of_the_engines_layout_in_parts_takes_and_gives_its_own_tensors(source: Path, tmp_path: Path) -> None:
+    component = convert_content_encoder(source, tmp_path / "library", keep_in_pytorch=(PATTERN,), windows="130")
+    entry = component.manifest.stages[STAGE]
+    assert (entry.layout, len(entry.packages())) == ("ane", 2)
+    assert entry.plan is not None
+    assert PATTERN in {finding["module"] for finding in entry.plan["findings"]}
+    read = Library.open(tmp_path / "library").content_encoder()
+    runner = ReferenceBackend().load(read, STAGE)
+    golden = stage_goldens(read, STAGE, ("full",))["full"]
+    assert set(golden.inputs) == set(entry.inputs)
+    assert entry.package_inputs != entry.inputs
+    for comparison in golden.compare(predict_arrays(runner, golden.inputs), audio=False).values():
+        assert usable(comparison)
+        assert comparison.snr_db > 40
+    assert audit_component(read) == []
+    assert all(drift.passed for drift in check(Library.open(tmp_path / "library"), read))
 
 
 def test_strict_names_operation_place_and_writes_nothing(source: Path, tmp_path: Path) -> None:
     with pytest.raises(FallbackError, match=r"aten\.linear\.default at hubert\.encoder\.layers\.1\.fc1 .*\[unwanted") as raised:
-        convert_content_encoder(source, tmp_path / "library", keep_in_pytorch=(PATTERN,), strict=True)
+        convert_content_encoder(source, tmp_path / "library", keep_in_pytorch=(PATTERN,), strict=True, layout="plain", windows="300")
     assert [finding.module for preflight in raised.value.preflights for finding in preflight.findings] == [PATTERN]
     assert not (tmp_path / "library").exists()
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from rvc_coreml.errors import LibraryError, OutputError
 from rvc_coreml.models.stages import VOICE_STAGES
 from rvc_coreml.runtime import library as module
 from rvc_coreml.runtime.library import CONTENT_ENCODER, VOICES, Component, Library, Manifest, StageEntry, check_name, new_build
+from support.forked import python
 
 STAGE = StageEntry(
     package="flow.mlpackage",
@@ -189,11 +188,18 @@ def test_a_failure_while_switching_a_first_manifest_leaves_no_voice(library: Lib
     assert tree(library.path) == before
 
 
-def script(body: str, *arguments: object) -> list[str]:
+def script(body: str, *arguments: object) -> Any:
     """A Python process that has this file's helpers."""
     prelude = f"import importlib.util, sys; spec = importlib.util.spec_from_file_location('helpers', {__file__!r}); "
     prelude += "helpers = importlib.util.module_from_spec(spec); spec.loader.exec_module(helpers); globals().update(vars(helpers))\n"
-    return [sys.executable, "-c", prelude + body, *map(str, arguments)]
+    return python(prelude + body, *arguments)
+
+
+def ended(process: Any) -> int:
+    """With which status; what it said goes into a failing test's message."""
+    stderr = process.communicate(timeout=60)[1]
+    print(stderr)
+    return process.returncode
 
 
 CRASH = """
@@ -204,7 +210,7 @@ add(Library(sys.argv[1]), manifest(), "new weights")
 
 def test_a_crash_between_rename_and_manifest_leaves_the_old_voice_and_the_next_commit_cleans_up(library: Library) -> None:
     before = library.voice("anna")
-    assert subprocess.run(script(CRASH, library.path), check=False).returncode == 9
+    assert ended(script(CRASH, library.path)) == 9
     assert library.voice("anna") == before
     assert before.weights.read_text() == "weights"
     assert len(os.listdir(before.folder)) == 3
@@ -222,7 +228,7 @@ with Library(sys.argv[1]).write("voice", "anna") as temporary:
 
 def test_what_a_killed_process_was_building_is_swept_by_the_next_conversion(library: Library) -> None:
     before = tree(library.path)
-    subprocess.run(script(KILLED, library.path), check=False)
+    assert ended(script(KILLED, library.path)) == 9
     (leftover,) = library.path.glob(".convert-*")
     assert (leftover / "weights.safetensors").is_file()
     assert [component.title for component in Library.open(library.path).components()] == ["content encoder", "voice 'anna'"]
@@ -278,9 +284,8 @@ def test_a_voice_replaced_while_it_is_read_is_found_whole(library: Library, monk
 
 def test_concurrent_commits_of_one_voice_leave_one_whole_build(tmp_path: Path) -> None:
     library = Library(tmp_path / "lib")
-    processes = [subprocess.Popen(script(COMMITS, library.path, "anna", f"weights {index}"), stderr=subprocess.PIPE) for index in range(3)]
-    errors = [process.communicate(timeout=60)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    processes = [script(COMMITS, library.path, "anna", f"weights {index}") for index in range(3)]
+    assert [ended(process) for process in processes] == [0, 0, 0]
     component = library.voice("anna")
     assert component.weights.read_text() in {"weights 0", "weights 1", "weights 2"}
     assert sorted(os.listdir(component.folder)) == sorted([component.manifest.build, "manifest.json"])
@@ -289,8 +294,8 @@ def test_concurrent_commits_of_one_voice_leave_one_whole_build(tmp_path: Path) -
 
 def test_concurrent_commits_of_different_voices_all_arrive(tmp_path: Path) -> None:
     library = Library(tmp_path / "lib")
-    processes = [subprocess.Popen(script(COMMITS, library.path, f"voice {index}", "weights")) for index in range(3)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    processes = [script(COMMITS, library.path, f"voice {index}", "weights") for index in range(3)]
+    assert [ended(process) for process in processes] == [0, 0, 0]
     assert [component.manifest.name for component in library.components()] == ["voice 0", "voice 1", "voice 2"]
 
 
@@ -300,13 +305,13 @@ def test_a_commit_waits_for_another_processs_commit(library: Library) -> None:
     with (library.path / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         body = "add(Library(sys.argv[1]), manifest(), 'new weights')"
-        process = subprocess.Popen(script(body, library.path))
+        process = script(body, library.path)
         while process.poll() is None and not list(library.path.glob(".convert-*/flow.json")):
             time.sleep(0.01)
         time.sleep(0.3)
         assert process.poll() is None
         assert library.voice("anna").manifest == before
-    assert process.wait(timeout=60) == 0
+    assert ended(process) == 0
     assert library.voice("anna").weights.read_text() == "new weights"
 
 

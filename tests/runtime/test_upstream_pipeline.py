@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,16 @@ def case() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory, case: dict[str, Any]) -> Library:
+def library(tmp_path_factory: pytest.TempPathFactory, case: dict[str, Any]) -> Iterator[Library]:
     folder, seed = tmp_path_factory.mktemp("upstream"), int(case["seed"])
     hubert = write_hubert(folder / "hubert_base.pt", seed, half=False)
     voice = write_voice(folder / "voice.pth", str(case["version"]), 40, True, seed, half=False)
     assert load_voice(voice).config.to_list() == ast.literal_eval(str(case["config"]))
-    return write_torch_library(folder / "library", hubert, {"voice": voice}, index=read_index(UPSTREAM / "pipeline_v2_40k.index"))
+    made = write_torch_library(folder / "library", hubert, {"voice": voice}, index=read_index(UPSTREAM / "pipeline_v2_40k.index"))
+    for path in (hubert, voice):
+        path.unlink()  # hundreds of megabytes
+    yield made
+    shutil.rmtree(folder)
 
 
 def options(case: dict[str, Any]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.validation import STAGES, validate_library
 from support.damage import largest_weight
 from support.goldens import change_golden
+from support.remembered import remembered
 from support.rmvpe_checkpoints import write_rmvpe
 
 ALL = {"content_encoder", "text_encoder", "flow", "decoder", "pipeline"}
@@ -34,7 +35,8 @@ def whole(small_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Libr
     """Every configuration: v2, v1, no f0, single precision, and a pitch model."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(small_library, folder / "library")
-    convert_pitch(write_rmvpe(folder / "rmvpe.pt"), folder / "library")
+    with remembered():
+        convert_pitch(write_rmvpe(folder / "rmvpe.pt"), folder / "library")
     return Library.open(folder / "library")
 
 

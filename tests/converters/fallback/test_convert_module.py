@@ -19,7 +19,7 @@ from rvc_coreml.converters.partition import Prices
 from rvc_coreml.errors import ConversionError, FallbackError, UsageError
 from rvc_coreml.golden_outputs.metrics import compare
 from rvc_coreml.runtime.hybrid import HybridModel
-from support.fallback_models import Around, Block
+from support.fallback import Around, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -19,7 +19,7 @@ from rvc_coreml.converters.preflight import preflight
 from rvc_coreml.converters.splitting import problem_of
 from rvc_coreml.golden_outputs.metrics import snr_db
 from rvc_coreml.runtime.hybrid import HybridModel
-from support.fallback_models import CASES, Case
+from support.fallback import CASES, Case
 from torch import Tensor
 from torch.utils import _pytree as pytree
 

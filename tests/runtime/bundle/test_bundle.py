@@ -32,6 +32,7 @@ from support.checkpoints import write_small_hubert, write_voice
 from support.cli import rvc
 from support.indexes import clustered, ivf, write
 from support.pitch_packages import crepe_file, fcpe_file
+from support.remembered import remembered
 from support.rmvpe_checkpoints import write_rmvpe
 
 LEAST = 35.0  # dB against infer
@@ -61,7 +62,8 @@ def libraries(small_library: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("libraries")
     indexed, with_model = (shutil.copytree(small_library, folder / name) for name in ("indexed", "with_model"))
     add_index(indexed, "v2", 768, folder)
-    convert_pitch(write_rmvpe(folder / "rmvpe.pt"), with_model)
+    with remembered():
+        convert_pitch(write_rmvpe(folder / "rmvpe.pt"), with_model)
     return {"v2": indexed, "v1": with_model, "nof0": small_library}
 
 

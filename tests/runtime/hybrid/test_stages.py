@@ -20,7 +20,7 @@ from rvc_coreml.runtime.backends.reference_backend import ReferenceBackend
 from rvc_coreml.runtime.backends.torch_backend import TorchBackend
 from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.hybrid.stages import StageInParts, graph_name
-from rvc_coreml.runtime.library import Component, Library
+from rvc_coreml.runtime.library import Component, Library, own_modules_name
 from rvc_coreml.runtime.placement import Placement
 from rvc_coreml.runtime.placement.tuning import tune
 from rvc_coreml.runtime.recording import record
@@ -45,7 +45,9 @@ def split(component: Component, stage: str, left: str) -> Component:
         models[part.name].save(str(component.build / str(part.package)))
     (component.build / graph_name(stage)).write_text(json.dumps(graph.to_json()))
     component.package(stage).rename(component.build / "unused.mlpackage")
-    entry = replace(component.manifest.stages[stage], package=graph_name(stage), plan=plan.as_dict())
+    (component.build / own_modules_name(f"{stage}.operations.json")).unlink()
+    made = component.manifest.stages[stage]
+    entry = replace(made, package=graph_name(stage), plan=plan.as_dict(), layout="plain", arrangement=None)
     manifest = replace(component.manifest, stages={**component.manifest.stages, stage: entry})
     (component.folder / "manifest.json").write_text(json.dumps(asdict(manifest)))
     return Component(component.folder, manifest)

@@ -23,6 +23,7 @@ from rvc_coreml.runtime.placement import placement as placement_module
 from rvc_coreml.runtime.placement import stage as stage_module
 from rvc_coreml.runtime.placement.candidates import UNITS
 from support.coreml import coreml
+from support.remembered import remembered
 from support.rmvpe_checkpoints import write_rmvpe
 
 __all__ = ["coreml"]
@@ -53,7 +54,8 @@ def library(small_library, tmp_path_factory) -> Path:
     """The small library with a pitch model and one voice."""
     folder = tmp_path_factory.mktemp("placed")
     library = Path(shutil.copytree(small_library, folder / "library"))
-    convert_pitch(write_rmvpe(folder / "rmvpe.pt"), library)
+    with remembered():
+        convert_pitch(write_rmvpe(folder / "rmvpe.pt"), library)
     return library
 
 

@@ -20,6 +20,7 @@ from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.reference import ReferenceModel
 from rvc_coreml.runtime.reference.compare import Divergence, agreement_db, compare_values, module_map
 from rvc_coreml.runtime.reference.values import INDEX_FILE, Execution, Recording, Value, plain_name, write_intermediates
+from support.arranged import package_arrays
 from support.damage import largest_weight
 from support.programs import build_program, convert_module, convert_program, normal, write_program
 from torch import Tensor
@@ -491,7 +492,7 @@ def test_the_module_map_beside_a_package_names_the_modules(small_library: Path) 
     package = component.package("flow")
     modules = module_map(package)
     assert modules
-    inputs = gate_golden(component, "flow").inputs
+    inputs = package_arrays(component, "flow", gate_golden(component, "flow").inputs)
     found = compare_values(execution(package, inputs=inputs), execution(package, "float64", inputs), modules)
     assert found.first is None
     named = [item for item in found.differences if item.module]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ from rvc_coreml.runtime.reference.limits import (
     shown_bytes,
 )
 from rvc_coreml.runtime.reference.registry import State
+from support.forked import python
 from support.networks import convert_torch
 from support.programs import build_program, edited_specification, main_block, normal, numbered, run_program, write_program
 from torch import Tensor
@@ -217,10 +216,11 @@ def in_a_child(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, 
         package(folder / f"{number:02}", build, ROW)
     package(folder, lambda x: mb.reduce_max(x=mb.add(x=mb.fill(shape=x, value=1.0), y=np.float32(1)), axes=[0, 1]), SHAPE)
     np.savez(folder / "in.npz", x=SHAPE)
-    child = subprocess.run([sys.executable, "-W", "ignore", "-c", CHILD, folder], capture_output=True, text=True, check=False)
-    assert child.returncode == 0, child.stderr
+    child = python(CHILD, folder)
+    stdout, stderr = child.communicate(timeout=300)
+    assert child.returncode == 0, stderr
     assert not (folder / "out.npz").exists()
-    return json.loads(child.stdout.splitlines()[-1])
+    return json.loads(stdout.splitlines()[-1])
 
 
 @LINUX

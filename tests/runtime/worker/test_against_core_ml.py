@@ -17,6 +17,8 @@ import torch
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its own documentation calls it so
 from coremltools.models.compute_plan import MLComputePlan, MLModelStructure
 from rvc_coreml.golden_outputs.metrics import compare
+from rvc_coreml.runtime.backends.base import predict_arrays
+from rvc_coreml.runtime.backends.coreml_backend import CoreMLBackend
 from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.library import Library
 from rvc_coreml.runtime.reference import ReferenceModel
@@ -340,8 +342,8 @@ def test_every_stage_gives_its_golden_outputs(native: str, worker: CoreMLWorker,
     library = Library.open(small_library)
     component = library.content_encoder() if stage == "content_encoder" else library.voice("v2")
     golden = gate_golden(component, stage)
-    outputs = worker.load(component.package(stage), "CPU_ONLY").predict(golden.inputs)
-    for name, comparison in golden.compare(outputs).items():
+    runner = CoreMLBackend("CPU_ONLY", worker).load(component, stage)
+    for name, comparison in golden.compare(predict_arrays(runner, golden.inputs)).items():
         assert comparison.snr_db > 30, name
 
 

@@ -358,7 +358,12 @@ def test_system_facts_are_the_workers(coreml: StandIn) -> None:
 
 def test_the_backend_loads_with_its_own_units_or_the_recorded_ones(coreml: StandIn, package: Path) -> None:
     component: Any = SimpleNamespace(
-        package=lambda _stage: package, parts=lambda _stage: None, compute_units=lambda _stage: "CPU_AND_NE", window=lambda _stage: 7
+        package=lambda _stage: package,
+        parts=lambda _stage: None,
+        compute_units=lambda _stage: "CPU_AND_NE",
+        window=lambda _stage: 7,
+        function=lambda _stage: None,
+        arrangement=lambda _stage: None,
     )
     assert CoreMLBackend().load(component, "flow").window == 7
     assert CoreMLBackend("CPU_ONLY").load(component, "flow", limit=30).window == 7
