@@ -41,8 +41,8 @@ def main() -> None:
     voice = write_voice(folder / f"{VOICE}.pth")
 
     say("2/5  converting them to Core ML packages")
-    rvc("convert", "hubert", hubert, "-o", library, "--replace")
-    rvc("convert", "voice", voice, "-o", library, "--replace")
+    rvc("convert", "hubert", hubert, "-o", library, "--replace", "--windows", "255")
+    rvc("convert", "voice", voice, "-o", library, "--replace", "--windows", "text_encoder=928")
 
     packages = "coreml" if coreml_available() else "reference"
     say(f"3/5  converting a LibriVox sentence through the packages ({packages}) and through PyTorch")
