@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rvc_coreml.golden_outputs.reports import Report, render_html
+from support.browser import browser, opened
 from support.reports import audio_check, feature_check, problem_check, report_of
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--mute-audio")
-# Added to a copy of the page. Errors are collected from before the page's own script on; the rest runs after it.
-BEFORE = """<script>
-window.complaints = [];
-addEventListener("error", (event) => complaints.push(String(event.message || event.target.tagName)), true);
-addEventListener("unhandledrejection", (event) => complaints.push(String(event.reason)));
-addEventListener("securitypolicyviolation", (event) => complaints.push(`blocked ${event.violatedDirective}`));
-console.error = (...words) => complaints.push(words.join(" "));
-</script>"""
+__all__ = ["browser"]
 AFTER = """<script>
 (async () => {
   const pause = (time) => new Promise((done) => setTimeout(done, time));
@@ -51,30 +36,16 @@ AFTER = """<script>
   bad.click();
   const notGood = shown();
   document.querySelector('[data-show="all"]').click();
-  const result = {
+  report({
     rows: document.querySelectorAll("tr.check").length,
     details: document.querySelectorAll("tr.detail").length,
     colours: [...document.querySelectorAll("canvas")].map(colours),
     durations: sounds.map((audio) => audio.duration || 0),
     text: document.querySelector("main").innerText,
-    widest: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    resources: performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("blob:")),
-    everything, notGood, complaints,
-  };
-  const probe = document.createElement("pre");
-  probe.id = "probe";
-  probe.textContent = JSON.stringify(result);
-  document.body.append(probe);
+    everything, notGood,
+  });
 })();
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next((path for path in map(shutil.which, NAMES) if path), None) or (str(MAC) if MAC.exists() else None)
-    if found is None:
-        pytest.skip("no Chromium or Chrome is installed")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -86,21 +57,9 @@ def report() -> Report:
     return replace(found, checks=(*checks[:3], replace(broken, explanation=explained), checks[4]))
 
 
-def opened(browser: str, folder: Path, text: str, width: int) -> dict[str, Any]:
-    """What the browser says of a page after its scripts have run."""
-    page = folder / "page.html"
-    page.write_text(text.replace("<body>", f"<body>{BEFORE}", 1).replace("</body>", f"{AFTER}</body>", 1), encoding="utf-8")
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", *QUIET, f"--user-data-dir={folder / 'profile'}"]
-    command += [f"--window-size={width},900", "--virtual-time-budget=15000", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None, done.stderr[-2000:]
-    return json.loads(unescape(found[1]))
-
-
 @pytest.mark.parametrize("width", [1280, 500])
 def test_the_page_draws_everything_plays_its_sounds_and_says_no_error(browser: str, report: Report, tmp_path: Path, width: int) -> None:
-    found = opened(browser, tmp_path, render_html(report), width)
+    found = opened(browser, tmp_path, render_html(report), width, AFTER)
     assert found["complaints"] == []
     assert found["rows"] == found["everything"] == len(report.checks)
     assert found["details"] == 4  # the check that could not be made has none
@@ -121,7 +80,7 @@ def test_a_fault_in_the_page_would_be_seen(browser: str, report: Report, tmp_pat
     broken = text.replace("context.putImageData(pixels, 0, 0);", "").replace("RIFF", "RAFF", 1)
     broken = broken.replace("</main>", '<img src="https://example.invalid/x.png"></main>', 1)
     assert broken != text
-    found = opened(browser, tmp_path, broken, 1280)
+    found = opened(browser, tmp_path, broken, 1280, AFTER)
     assert min(found["colours"]) <= 2
     assert max(found["durations"]) == 0
     assert any(complaint.startswith("blocked img-src") for complaint in found["complaints"])

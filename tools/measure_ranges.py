@@ -9,7 +9,6 @@ all weights). The report in Markdown is printed. Not run on a device: the rules 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured_stages import Clip, load_network, real_case, stages_of
-from rvc_coreml.converters.mlprogram import ConvertedStage, convert_stage
+from measured_stages import asked_cases
+from rvc_coreml.converters.mlprogram import ConvertedStage
 from rvc_coreml.golden_outputs.golden import Golden
-from rvc_coreml.models.layouts import LAYOUTS
 from rvc_coreml.models.stages import Stage
 from rvc_coreml.runtime.backends.base import entering, leaving
 from rvc_coreml.runtime.files import write_json
@@ -148,25 +146,13 @@ def table(measured: list[Measured]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE")
-    parser.add_argument("--layout", choices=LAYOUTS, default="ane")
-    parser.add_argument("--stage", action="append", help="these stages only")
-    parser.add_argument("--start", type=float, default=4.0, help="second of the clip at which windows begin")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    asked = parser.parse_args()
-    clip, measured = Clip.real(), []
-    for entry in asked.weights:
-        name, _, file = entry.partition("=")
-        network = load_network(Path(file))
-        for stage in stages_of(network, asked.layout):
-            if asked.stage and stage.name not in asked.stage:
-                continue
-            golden, converted = real_case(network, stage, clip, asked.start), convert_stage(stage, "fp16")
-            with tempfile.TemporaryDirectory() as folder:
-                measured.append(measure(golden, stage, converted, name, Path(folder)))
-            print(f"{stage.name}, {name}: {measured[-1].snr_db}, {measured[-1].seconds:.0f} s", flush=True)
-    write_json(asked.output, as_json(measured))
+    output, cases = asked_cases(__doc__ or "")
+    measured = []
+    for name, stage, golden, converted in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            measured.append(measure(golden, stage, converted, name, Path(folder)))
+        print(f"{stage.name}, {name}: {measured[-1].snr_db}, {measured[-1].seconds:.0f} s", flush=True)
+    write_json(output, as_json(measured))
     print(table(measured))
     print("\n".join(findings(measured)))
 

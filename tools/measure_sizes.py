@@ -8,7 +8,6 @@ reference executor. Prints the table in Markdown; the JSON file has the same fig
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from measure_ranges import canonical, given, snr_by_output
-from measured_stages import Clip, load_network, real_case, stages_of
+from measured_stages import asked_cases
 from rvc_coreml.converters.compression import FP16, SCHEMES, compress
-from rvc_coreml.converters.mlprogram import ConvertedStage, convert_stage
+from rvc_coreml.converters.mlprogram import ConvertedStage
 from rvc_coreml.golden_outputs.golden import Golden
 from rvc_coreml.golden_outputs.thresholds import judge
-from rvc_coreml.models.layouts import LAYOUTS
 from rvc_coreml.models.stages import Stage
 from rvc_coreml.runtime.files import write_json
 from rvc_coreml.runtime.reference import ReferenceModel
@@ -77,25 +75,13 @@ def table(sized: list[Sized]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE")
-    parser.add_argument("--layout", choices=LAYOUTS, default="ane")
-    parser.add_argument("--stage", action="append", help="these stages only")
-    parser.add_argument("--start", type=float, default=4.0, help="second of the clip at which windows begin")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    asked = parser.parse_args()
-    clip, sized = Clip.real(), []
-    for entry in asked.weights:
-        name, _, file = entry.partition("=")
-        network = load_network(Path(file))
-        for stage in stages_of(network, asked.layout):
-            if asked.stage and stage.name not in asked.stage:
-                continue
-            golden, converted = real_case(network, stage, clip, asked.start), convert_stage(stage, "fp16")
-            with tempfile.TemporaryDirectory() as folder:
-                sized += measure(golden, stage, converted, name, Path(folder))
-            print(f"{stage.name}, {name}: done", flush=True)
-    write_json(asked.output, {"default": FP16, "sizes": [asdict(item) for item in sized]})
+    output, cases = asked_cases(__doc__ or "")
+    sized: list[Sized] = []
+    for name, stage, golden, converted in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            sized += measure(golden, stage, converted, name, Path(folder))
+        print(f"{stage.name}, {name}: done", flush=True)
+    write_json(output, {"default": FP16, "sizes": [asdict(item) for item in sized]})
     print(table(sized))
 
 

@@ -7,6 +7,7 @@ network's in PyTorch.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from rvc_coreml.converters.mlprogram import ConvertedStage, convert_stage
 from rvc_coreml.errors import UsageError
 from rvc_coreml.golden_outputs.golden import Golden, Layout
 from rvc_coreml.models.checkpoint import load_hubert, load_voice
 from rvc_coreml.models.host import ContentHost, VoiceHost
 from rvc_coreml.models.hubert import Hubert
-from rvc_coreml.models.layouts import PLAIN, layout_of, stage_of
+from rvc_coreml.models.layouts import LAYOUTS, PLAIN, layout_of, stage_of
 from rvc_coreml.models.stages import VALID_INPUT, VOICE_STAGES, Stage
 from rvc_coreml.models.synthesizer import Synthesizer, sample_prior
 from rvc_coreml.runtime.pitch import coarse_pitch
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "real_features"
 SEED = 20240604
 STAGES = ("content_encoder", *VOICE_STAGES)
+WINDOWS = {"text_encoder": 928}  # where the clip is too short for the default
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,29 @@ def load_network(path: Path) -> nn.Module:
 def stages_of(network: nn.Module, layout: str) -> Iterator[Stage]:
     """The network's stages in a layout, plain where they have no other."""
     for name in VOICE_STAGES if isinstance(network, Synthesizer) else ("content_encoder",):
-        yield stage_of(network, name, layout_of(network, name, layout))
+        yield stage_of(network, name, layout_of(network, name, layout), WINDOWS.get(name))
+
+
+def asked_cases(description: str) -> tuple[Path, Iterator[tuple[str, Stage, Golden, ConvertedStage]]]:
+    """The command line's output file, and for all weights and stages it asks for their name, the stage, its case, and it converted."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE")
+    parser.add_argument("--layout", choices=LAYOUTS, default="ane")
+    parser.add_argument("--stage", action="append", help="these stages only")
+    parser.add_argument("--start", type=float, default=4.0, help="second of the clip at which windows begin")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    asked = parser.parse_args()
+    clip = Clip.real()
+
+    def cases() -> Iterator[tuple[str, Stage, Golden, ConvertedStage]]:
+        for entry in asked.weights:
+            name, _, file = entry.partition("=")
+            network = load_network(Path(file))
+            for stage in stages_of(network, asked.layout):
+                if not asked.stage or stage.name in asked.stage:
+                    yield name, stage, real_case(network, stage, clip, asked.start), convert_stage(stage, "fp16")
+
+    return asked.output, cases()
 
 
 @torch.inference_mode()
