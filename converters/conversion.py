@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,8 @@ def _convert(
             made = []
             for target in targets:
                 progress(target.name, done / len(planned))
-                made.append(make(target, examined.pop(target.name), fallback.strict, form.target_snr))
+                step = partial(_step, progress, target.name, done / len(planned))
+                made.append(make(target, examined.pop(target.name), fallback.strict, form.target_snr, step))
                 choices |= {} if made[-1].choice is None else {target.name: made[-1].choice.as_dict()}
                 done += 1
             entries |= finished(made, merge=form.target == SHARING_TARGET)
@@ -226,6 +228,10 @@ def _convert(
         component = library.commit(folder, manifest)
     progress("done", 1.0)
     return component
+
+
+def _step(progress: Progress, name: str, share: float, what: str) -> None:
+    progress(f"{name}, {what}", share)
 
 
 def _proved(component: Component, name: str, entry: StageEntry, gates: Mapping[str, Golden]) -> StageEntry:

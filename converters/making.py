@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,8 +112,8 @@ class Made:
     choice: PrecisionChoice | None = None
 
 
-def make(target: Target, examined: Examined, strict: bool, target_snr: float) -> Made:
-    """One package where all of the stage can go into one, else its parts."""
+def make(target: Target, examined: Examined, strict: bool, target_snr: float, step: Callable[[str], None] = lambda _step: None) -> Made:
+    """One package where all of the stage can go into one, else its parts; `step` is told what a search is at."""
     if examined.found.blocked:
         return Made(target, None, _in_parts(target, examined))
     choice: PrecisionChoice | None = None
@@ -121,7 +121,7 @@ def make(target: Target, examined: Examined, strict: bool, target_snr: float) ->
         if target.asked_precision == AUTO:
             from .precision_search import choose_precision
 
-            choice = choose_precision(target.stage, examined.network, target.golden, target_snr)
+            choice = choose_precision(target.stage, examined.network, target.golden, target_snr, progress=lambda what, _share: step(what))
         converted = convert_stage(
             target.stage,
             target.precision,

@@ -32,8 +32,9 @@ from transplanted_weights import write_transplanted
 
 ROOT = Path(__file__).parent.parent
 FEATURES = ROOT.parent / "shared" / "real_features"
-WINDOWS, CONTEXTS = (100, 250, 500, text_encoder.WINDOW, 1500, 2000, 3000), (10, 50, 100, 200)
-PREDICTED = ((TEXT_ENCODER, (928, 2048, text_encoder.WINDOW)), ("flow", (flow.WINDOW,)))
+SHORT = 928  # frames: the longest whose products keep within the working set (D13); attention is looked at over as many
+WINDOWS, CONTEXTS = (100, 250, 500, SHORT, 1500, 2000, 3000), (10, 50, 100, 200)
+PREDICTED = ((TEXT_ENCODER, (SHORT, 2048, text_encoder.WINDOW)), ("flow", (flow.WINDOW,)))
 SEGMENT = 4096  # frames that a segment of a song has, about
 PICTURE = "windows.png"
 BEGIN, END = "<!-- {}: written by tools/measure_windows.py -->", "<!-- end of {} -->"
@@ -70,7 +71,7 @@ def attention_spans(voice: Voice) -> list[tuple[float, float]]:
     """For each layer over the clip: the keys that a query attends to (the exponential of the entropy, on average) and the share of
     its attention that is within a second, which would be two seconds' share of the clip if attention knew no place."""
     phone, embedding = real_clip(voice.synthesizer)
-    phone, embedding = phone[:, : text_encoder.WINDOW], embedding[:, : text_encoder.WINDOW]
+    phone, embedding = phone[:, :SHORT], embedding[:, :SHORT]
     frames = torch.arange(phone.shape[1])
     near = ((frames - frames[:, None]).abs() <= 100).float()
     found: list[tuple[float, float]] = []
