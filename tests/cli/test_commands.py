@@ -145,7 +145,7 @@ def test_list_tells_pitch_models_and_stages_in_parts(small_library, tmp_path):
     (tmp_path / "voices" / "v2" / "manifest.json").write_text(json.dumps(manifest))
     shown = rvc("list", tmp_path).stdout
     assert "pitch model 'rmvpe'" in shown
-    assert "flow ane fp16 (2 packages and PyTorch), decoder ane fp16  " in shown
+    assert "flow ane fp16 (2 packages and PyTorch); decoder ane fp16  " in shown
     listed = {component["name"]: component["packages"] for component in json.loads(rvc("list", tmp_path, "--json").stdout)["components"]}
     assert listed["v2"]["flow"] == ["flow.mlpackage", "decoder.mlpackage"]
     assert listed["rmvpe"] == {"pitch": ["flow.mlpackage"]}
