@@ -13,7 +13,6 @@ import torch
 from rvc_coreml.converters.conversion import convert_content_encoder, convert_voice
 from rvc_coreml.golden_outputs.metrics import compare, snr_db
 from rvc_coreml.golden_outputs.seeded_weights import noise_draw
-from rvc_coreml.golden_outputs.thresholds import Verdict
 from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.converter import VoiceConverter
 from rvc_coreml.runtime.goldens import GATE
@@ -24,9 +23,6 @@ from support.windowed import WindowedTorch
 
 UPSTREAM = Path(rvc_coreml.golden_outputs.__file__).parent / "upstream"
 WINDOWS = ("text_encoder=420", "flow=224", "decoder=80")
-# Seeded weights give the text encoder a constant part that costs 14 dB once the mean is removed: rounding its input alone to half
-# precision leaves 45 dB, and the norms of the Neural Engine's layout, written out, cost 2 more (docs/half_precision.md).
-SEEDED_TEXT_ENCODER = 42.0
 VOICES = {"v2_40k": ("v2", 40, True), "v2_40k_nof0": ("v2", 40, False), "v1_48k": ("v1", 48, True)}
 
 
@@ -70,19 +66,14 @@ def all_voices(library):
 
 
 @pytest.mark.parametrize("windows", ["quick_library", pytest.param("library", marks=pytest.mark.slow)])
-def test_every_half_precision_stage_reaches_45_db_and_cosine_0_999_but_one_which_is_told(request, windows):
+def test_every_half_precision_stage_reaches_45_db_and_cosine_0_999(request, windows):
     report = validate_library(Library.open(request.getfixturevalue(windows)), choose_backend("reference"))
     assert report.failed == []
+    assert {check.stage for check in report.checks if check.case == GATE} >= {"content_encoder", "text_encoder", "flow", "decoder"}
     for check in report.checks:
         assert check.comparison is not None
         if check.case == GATE:
-            if check.stage == "text_encoder":
-                assert check.comparison.snr_db >= SEEDED_TEXT_ENCODER, check
-                assert (check.comparison.snr_db < 45) == (check.judgement is not None and check.judgement.verdict is Verdict.DEGRADED), (
-                    check
-                )
-            else:
-                assert check.comparison.snr_db >= 45, check
+            assert check.comparison.snr_db >= 45, check
             assert check.comparison.worst_cosine >= 0.999, check
 
 

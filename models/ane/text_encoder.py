@@ -19,7 +19,8 @@ from ..arrangement import Arranged, Arrangement, cut, permute, reshape
 from ..stages import Stage, TensorSpec, TextEncoderStage
 from ..synthesizer import Synthesizer
 from ..text_encoder import LEAKY_SLOPE, MASKED_SCORE, NORM_EPS, RELATIVE_WINDOW, ChannelLayerNorm, Encoder, FeedForward, MultiHeadAttention
-from .layers import ChannelNorm, Conv, Origins, conv1x1, conv_row, parameter, sources_of
+from .layers import Conv, Origins, conv1x1, conv_row, parameter, sources_of
+from .residual_norm import ResidualNorm
 
 OFFSETS = 2 * RELATIVE_WINDOW + 1
 # Frames of 10 ms: 43.5 s, a segment of up to 41 s with its pads, the longest that RVC-WebUI gives the encoder at once; attention is
@@ -171,9 +172,9 @@ class RowFeedForward(nn.Module):
         return x if self.more is None else F.pad(x, self.more)
 
 
-def _norm(layer: nn.Module) -> ChannelNorm:
+def _norm(layer: nn.Module) -> ResidualNorm:
     norm = cast(ChannelLayerNorm, layer)
-    return ChannelNorm(norm.gamma, norm.beta, NORM_EPS)
+    return ResidualNorm(norm.gamma, norm.beta, NORM_EPS)
 
 
 def _padded(layer: nn.Conv1d, before: int) -> Conv:
@@ -198,8 +199,8 @@ class RelativeEncoder(nn.Module):
         key_bias, band = (1.0 - mask) * MASKED_SCORE, self.band(mask)
         layers = zip(self.attn_layers, self.norm_layers_1, self.ffn_layers, self.norm_layers_2, strict=True)
         for attention, norm_1, feed_forward, norm_2 in layers:
-            x = norm_1(x + attention(x, key_bias, band, self.relative))
-            x = norm_2(x + feed_forward(x, mask))
+            x = norm_1(x, attention(x, key_bias, band, self.relative))
+            x = norm_2(x, feed_forward(x, mask))
         return x
 
 
