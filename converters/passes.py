@@ -2,7 +2,8 @@
 
 The program is checked once when the passes begin and once more after the last. What is saved is then audited, read back
 and executed, which shows more than that check does. What comes of compressed constants is followed through the program
-only where there are any: that is a quarter of the rest.
+only where there are any: that is a quarter of the rest. Whether a constant fits into half precision is asked of its lowest and
+highest value, without three copies of it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from coremltools.converters.mil.mil import Block, Program
+from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
 
 _FOLLOW = "_propagate_nonreplaceable_vars"
+_HALF_MAX = 65504.0
 
 
 @contextmanager
@@ -22,7 +26,8 @@ def unchecked_passes() -> Iterator[None]:
     """For as long as it lasts, a run of passes checks the program before the first and after the last only."""
     manager: Any = PassPipelineManager  # what is put in place has other parameter names
     programs: Any = Program
-    apply, validate, follow = manager.apply_pipeline, programs.validate, getattr(Block, _FOLLOW)
+    halving: Any = FP16ComputePrecision
+    apply, validate, follow, overflows = manager.apply_pipeline, programs.validate, getattr(Block, _FOLLOW), halving.fp16_overflow
     running: list[bool] = []  # for each run of passes, whether its first check was made
 
     def applied(program: Any, *arguments: Any, **named: Any) -> None:
@@ -45,12 +50,25 @@ def unchecked_passes() -> Iterator[None]:
             follow(block)
 
     manager.apply_pipeline, programs.validate = staticmethod(applied), checked
+    halving.fp16_overflow = staticmethod(lambda operation: not _fits_half(operation) and overflows(operation))
     setattr(Block, _FOLLOW, followed)
     try:
         yield
     finally:
         manager.apply_pipeline, programs.validate = staticmethod(apply), validate
+        halving.fp16_overflow = staticmethod(overflows)
         setattr(Block, _FOLLOW, follow)
+
+
+def _fits_half(operation: Any) -> bool:
+    """Whether every constant that an operation reads is surely within half precision; infinity and NaN are coremltools' to judge."""
+    for given in operation.inputs.values():
+        for value in given if isinstance(given, (list, tuple)) else (given,):
+            if value.op is not None and value.op.op_type == "const" and value.is_tensor_or_scalar_of(dtype="fp32"):
+                numbers = value.op.val.val
+                if np.size(numbers) and not (np.min(numbers) >= -_HALF_MAX and np.max(numbers) <= _HALF_MAX):
+                    return False
+    return True
 
 
 def _holds_compressed(block: Any) -> bool:
