@@ -136,7 +136,7 @@ class ConvFeatureExtractor(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """(1, F, hidden) -> (1, F, hidden)."""
+    """(B, F, hidden) -> (B, F, hidden): one clip to convert, a batch to train on."""
 
     fused = True  # without a mask, scores are never held as a whole; benchmarks turn it off to measure what it gains
 
@@ -150,7 +150,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, key_bias: Tensor | None = None) -> Tensor:
         """key_bias (1, 1, 1, F) is added to every score of a key."""
-        frames = int(x.shape[1])
+        batch, frames = int(x.shape[0]), int(x.shape[1])
         query = self._split(self.q_proj(x) * (1.0 / self.width**0.5), frames)
         key, value = self._split(self.k_proj(x), frames), self._split(self.v_proj(x), frames)
         if key_bias is None and self.fused:
@@ -160,11 +160,11 @@ class SelfAttention(nn.Module):
             if key_bias is not None:
                 scores = scores + key_bias
             out = torch.matmul(torch.softmax(scores, dim=-1), value)
-        return self.out_proj(out.transpose(1, 2).reshape(1, frames, self.heads * self.width))
+        return self.out_proj(out.transpose(1, 2).reshape(batch, frames, self.heads * self.width))
 
     def _split(self, x: Tensor, frames: int) -> Tensor:
-        """(1, F, hidden) -> (1, heads, F, width)."""
-        return x.reshape(1, frames, self.heads, self.width).transpose(1, 2)
+        """(B, F, hidden) -> (B, heads, F, width)."""
+        return x.reshape(int(x.shape[0]), frames, self.heads, self.width).transpose(1, 2)
 
 
 class TransformerLayer(nn.Module):
