@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..runtime.options import ConversionOptions
 
 # As runtime.pitch registers them; importing that would make --help wait for its packages.
-F0_METHODS = ("auto", "rmvpe", "fcpe", "crepe", "crepe-tiny", "harvest", "dio", "pm")
+F0_METHODS = ("auto", "rmvpe", "fcpe", "crepe", "crepe-tiny", "swiftf0", "harvest", "dio", "pm")
 PITCH, TIMBRE, SOUND = "Pitch", "Timbre", "Output sound"
 _NAMES = (
     *("pitch", "octaves", "f0_method", "f0_autotune", "f0_autotune_strength", "f0_unvoiced", "filter_radius", "rmvpe_padding"),
@@ -72,7 +72,7 @@ def _options() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
             choices=F0_METHODS,
             group=PITCH,
             aliases=("--f0method",),
-            help="Pitch estimator; auto is the best that the library has a model for (convert pitch), else harvest.",
+            help="Pitch estimator; auto is the best that the library has a model for (convert pitch), else the built-in swiftf0.",
         ),
         option(
             "--f0-file",

@@ -14,6 +14,7 @@ from .common import Group
 
 # Command -> module. Modules are imported when their command is used, so that --help need not wait for torch.
 COMMANDS = {
+    "embedded": "embedded",
     "download": "download",
     "convert": "convert",
     "infer": "infer",
@@ -30,6 +31,7 @@ COMMANDS = {
     "benchmark": "benchmark",
 }
 SUMMARIES = {
+    "embedded": "Write the voice that comes with rvc-coreml into FOLDER, to try everything before you have a voice of your own.",
     "download": "Fetch the published content encoder and pitch models from the model hub.",
     "convert": "Convert a HuBERT file, a voice or a pitch model into a model library, or any PyTorch module into packages.",
     "infer": "Convert speech or singing into a voice of a library.",
@@ -70,10 +72,11 @@ def main(debug: bool) -> None:
     """RVC voices as Core ML packages: convert, run and prove them.
 
     \b
-    Start here:
-      rvc-coreml convert hubert hubert_base.pt -o library
-      rvc-coreml convert voice singer.pth -o library
-      rvc-coreml infer speech.wav out.wav -m library --voice singer
+    Start here, with the voice that comes along:
+      rvc-coreml embedded try
+      rvc-coreml convert hubert try/hubert -o library
+      rvc-coreml convert voice try/joe.pth -o library
+      rvc-coreml infer speech.wav out.wav -m library --voice joe
     """
     del debug  # read from the context by Group
     if threading.current_thread() is threading.main_thread():

@@ -140,7 +140,7 @@ def convert_pitch(
     strict: bool = False,
     progress: Progress = _silent,
 ) -> Component:
-    """Convert an RMVPE, FCPE or CREPE file into the library's pitch model of that kind; `kind` is what it has to be.
+    """Convert an RMVPE, FCPE, CREPE or SwiftF0 file into the library's pitch model of that kind; `kind` is what it has to be.
 
     A CREPE has no layout for the Neural Engine and is plain. Otherwise as `convert_content_encoder`.
     """

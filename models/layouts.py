@@ -22,7 +22,7 @@ ANE, PLAIN = LAYOUTS
 DEFAULT_LAYOUT = ANE
 # 43 s: as much as upstream's content encoder attends over on a Mac, 41 s of a clip with a second of padding on either side.
 PARITY_WINDOW = 2150
-ANE_PITCH = ("rmvpe", "fcpe")
+ANE_PITCH = ("rmvpe", "fcpe", "swiftf0")
 _CLASSES = {
     "content_encoder": "AneContentEncoderStage",
     "text_encoder": "AneTextEncoderStage",

@@ -1,9 +1,9 @@
 """What every neural pitch estimator is made of: a front end, a body that becomes a package, an end, and a decoder.
 
-    audio (1, N) -> features -> prepare -> body -> finish -> salience (1, F, 360) -> decode -> Hz (F,)
+    audio (1, N) -> features -> prepare -> body -> finish -> salience (1, F, 360) -> decode -> Hz (F,) -> contour -> Hz every 10 ms
 
 Only `body` is a stage: it sees a window of the prepared features. The rest runs on the host over the whole clip, because
-it needs float32, sees every frame, or is no work for an accelerator. Frames are 10 ms.
+it needs float32, sees every frame, or is no work for an accelerator. Frames are 10 ms but for SwiftF0, whose `hop` is its own.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 SAMPLE_RATE = 16000  # Hz
 HOP = 160  # samples between frames
-BINS = 360  # pitch classes of every network here
+BINS = 360  # pitch classes of RMVPE, FCPE and CREPE
 WHOLE_FRAMES = 30000  # clips of up to five minutes run in one piece where the runner takes any length
 
 
@@ -26,6 +28,7 @@ class PitchNetwork(nn.Module):
     kind: ClassVar[str]  # its name in a library and for --f0-method
     title: ClassVar[str]  # for people
     host_entries: ClassVar[tuple[str, ...]] = ()  # entries (prefixes) of the network that `body` does not use
+    hop: ClassVar[int] = HOP  # samples between its frames
     default_window: int = 512  # frames of a package; a multiple of `granularity`
     context: int = 0  # frames that a window or a block overlaps its neighbours by; a multiple of `granularity`
     granularity: int = 1  # window starts and lengths are multiples of it; `prepare` pads a clip to it
@@ -58,8 +61,16 @@ class PitchNetwork(nn.Module):
         """Whatever, in JSON, rebuilds the same shape of network; kept beside the weights."""
         return {}
 
+    def frames(self, samples: int) -> int:
+        """Its frames of a clip."""
+        return samples // self.hop + 1
+
+    def samples(self, frames: int) -> int:
+        """The shortest clip that has so many."""
+        return (frames - 1) * self.hop
+
     def features(self, audio: Tensor) -> Tensor:
-        """16 kHz (1, N) -> N // 160 + 1 frames of float32 features, on the audio's device."""
+        """16 kHz (1, N) -> `frames(N)` frames of float32 features, on the audio's device."""
         raise NotImplementedError
 
     def prepare(self, features: Tensor) -> Tensor:
@@ -96,7 +107,12 @@ class PitchNetwork(nn.Module):
         """Salience (1, F, 360) of a whole clip -> Hz (F,), float64 on the CPU, 0 where unvoiced; None is upstream's threshold."""
         raise NotImplementedError
 
+    def contour(self, pitch: NDArray[np.float64], audio: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Hz of every frame of 16 kHz audio (N,), which may be a memory map -> Hz (N // 160 + 1,) of every 10 ms."""
+        return pitch[: len(audio) // HOP + 1]
+
     @torch.inference_mode()
     def pitch(self, audio: Tensor, threshold: float | None = None) -> Tensor:
         """16 kHz (1, N) -> Hz (N // 160 + 1,): everything in one piece."""
-        return self.decode(self(self.features(audio)), threshold)
+        found = self.decode(self(self.features(audio)), threshold).double().numpy()
+        return torch.from_numpy(self.contour(found, audio[0].cpu().numpy()))

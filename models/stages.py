@@ -19,7 +19,7 @@ from .arrangement import Arrangement
 from .flow import RECEPTIVE_FIELD
 from .generator import context_frames
 from .hubert import Hubert
-from .pitch_network import PitchNetwork
+from .pitch_network import SAMPLE_RATE, PitchNetwork
 from .synthesizer import Synthesizer, sample_prior
 from .text_encoder import masked
 
@@ -245,15 +245,16 @@ class PitchStage(Stage):
     def __init__(self, network: PitchNetwork, window: int) -> None:
         super().__init__(window, network.context)
         self.network = network
-        self.description = f"{network.title}: pitch features to {network.output[0]}, 100 frames a second"
+        rate, length = SAMPLE_RATE / network.hop, 1000 * network.hop / SAMPLE_RATE
+        self.description = f"{network.title}: pitch features to {network.output[0]}, {rate:g} frames a second"
         self.host_entries = network.host_entries
         output, width = network.output
         sizes = list(network.feature_shape)
         sizes[network.frame_axis] = window
         self.inputs = (
-            TensorSpec("features", tuple(sizes), "one frame for every 10 ms, as the host prepares them", time_axis=network.frame_axis),
+            TensorSpec("features", tuple(sizes), f"one frame for every {length:g} ms, from the host", time_axis=network.frame_axis),
             *(TensorSpec(name, shape, "over the whole clip: one for each channel") for name, shape in network.statistics_shapes.items()),
-            TensorSpec(VALID_INPUT, (1, 1, window), "1 where the 10 ms frame is valid, 0 where it is padding"),
+            TensorSpec(VALID_INPUT, (1, 1, window), f"1 where the {length:g} ms frame is valid, 0 where it is padding"),
         )
         self.outputs = (TensorSpec(output, (1, window, width), f"{output} of each frame", time_axis=1),)
 
@@ -265,5 +266,5 @@ class PitchStage(Stage):
 
 
 def pitch_stage(network: PitchNetwork, window: int | None = None) -> PitchStage:
-    """A pitch network's stage at a window of 10 ms frames (default: the network's own)."""
+    """A pitch network's stage at a window of its frames (default: the network's own)."""
     return PitchStage(network, window or network.default_window).eval()

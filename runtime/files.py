@@ -61,24 +61,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary sibling folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
-    Raises UsageError where something is at `path` already, an empty folder excepted.
+    With `replace` it takes the place of what is there, which comes back where that fails. Without, raises UsageError where
+    something is at `path` already, an empty folder excepted.
     """
-    temporary = path.absolute().parent / f".{secrets.token_hex(4)}"  # "." has no name of its own
+    temporary, before = (path.absolute().parent / f".{secrets.token_hex(4)}" for _ in range(2))  # "." has no name of its own
     with output_errors(path):
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UsageError(f"{path} exists already; name a new folder, or an empty one")
         temporary.mkdir()
         try:
             yield temporary
             sync_tree(temporary)
-            if path.is_dir():
-                path.rmdir()
+            if replace and path.exists():
+                os.rename(path, before)
+            elif path.is_dir():
+                path.rmdir()  # which fails where somebody has put something there meanwhile
             os.rename(temporary, path)
+        except BaseException:
+            if before.exists() and not path.exists():
+                os.rename(before, path)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:

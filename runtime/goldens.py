@@ -25,7 +25,7 @@ from ..models.pitch_network import PitchNetwork
 from ..models.stages import VALID_INPUT, ContentEncoderStage, DecoderStage, FlowStage, PitchStage, Stage, TextEncoderStage
 from ..models.synthesizer import Synthesizer, sample_prior
 from .library import Component
-from .pitch import F0_MAX, HOP, SAMPLE_RATE, coarse_pitch, estimate_pitch
+from .pitch import F0_MAX, SAMPLE_RATE, coarse_pitch, estimate_pitch
 
 CASES = (GATE, "edge", "short", "silence", "unvoiced", "loud", "speech")
 FEATURES = "features"  # the case of real features, where a recording was given some
@@ -228,7 +228,7 @@ def _content_inputs(hubert: Hubert, stage: ContentEncoderStage, case: str, speec
 def _pitch_inputs(network: PitchNetwork, stage: PitchStage, case: str, speech: Speech) -> Arrays:
     unit, axis = network.granularity, network.frame_axis
     frames = min(stage.window, -(-_frames(stage.window, case) // unit) * unit)
-    sound = _sound(case, (max(frames, SHORT_CASE) - 1) * HOP, speech)  # front ends want more than one frame of audio
+    sound = _sound(case, network.samples(max(frames, SHORT_CASE)), speech)  # front ends want more than one frame of audio
     with torch.inference_mode():
         prepared = network.prepare(network.features(torch.from_numpy(sound)[None])).narrow(axis, 0, frames)
         statistics = dict(zip(network.statistics_shapes, network.clip_statistics(prepared), strict=True))

@@ -4,7 +4,7 @@
     LIB/content_encoder/<build>/...            its package, operation map, golden outputs and weights
     LIB/voices/<name>/manifest.json            any number of voices
     LIB/voices/<name>/<build>/...
-    LIB/pitch/<kind>/manifest.json             any pitch models: rmvpe, fcpe, crepe, crepe-tiny
+    LIB/pitch/<kind>/manifest.json             any pitch models: rmvpe, fcpe, crepe, crepe-tiny, swiftf0
     LIB/pitch/<kind>/<build>/...
 
 A manifest names the build it belongs to and is replaced in one step after the build is complete, so at any moment a

@@ -22,7 +22,8 @@ from .devices import require_device
 from .files import sha256
 from .library import Library
 from .options import ConversionOptions
-from .pitch import PitchTrack, read_f0_file, resolve_method
+from .pitch import AUTO as PITCH_AUTO
+from .pitch import PitchTrack, best_method, read_f0_file, resolve_method
 from .placement.candidates import check_units
 from .placement.placement import Notify
 from .profiling import NULL_PROFILE, Measures, Profile
@@ -117,7 +118,8 @@ class Session:
     def made_with(self) -> str:
         """What decides an output's samples besides its input."""
         pitch = [self.library.pitch_model(kind) for kind in self.library.pitch_kinds() if self.options.f0_method in ("auto", kind)]
-        settings = {"backend": self.backend.name, "precision": self.config.precision, "f0_file": self._track_hash}
+        method = best_method(self.library.pitch_kinds()) if self.options.f0_method == PITCH_AUTO else self.options.f0_method
+        settings = {"backend": self.backend.name, "pitch_method": method, "precision": self.config.precision, "f0_file": self._track_hash}
         if self.backend.name != "torch":
             settings["content_window"] = self._content_window.entry
         return fingerprint([self.content, self.voice, *pitch], self.options, **settings)

@@ -226,7 +226,9 @@ class Program:
         if "pitch" not in self.contract["stages"]:
             return self.vector("pitch_estimate")  # any estimator's, given
         kind = self.contract["voice"]["pitch_estimator"]
-        return {"rmvpe": self.rmvpe, "fcpe": self.fcpe, "crepe": self.crepe, "crepe-tiny": self.crepe}[kind](padded)
+        return {"rmvpe": self.rmvpe, "fcpe": self.fcpe, "crepe": self.crepe, "crepe-tiny": self.crepe, "swiftf0": self.swiftf0}[kind](
+            padded
+        )
 
     def body(self, features: np.ndarray, frames: int, axis: int, **more: np.ndarray) -> np.ndarray:
         """(frames, width) of the pitch package."""
@@ -322,6 +324,51 @@ class Program:
         for name, found in zip(("pitch_refined", "pitch_periodicity", "pitch_estimate"), self.refined(given, path), strict=True):
             self.check(name, found)
         return self.refined(salience, self.path(salience))[2]
+
+    def swiftf0(self, padded: np.ndarray) -> np.ndarray:
+        k, classes = self.k, self.k["pitch_classes"]
+        hop, count = k["pitch_hop"], max(1, len(padded) // k["pitch_hop"])
+        spectra = []
+        for index in (1, 2, 3):
+            size = k[f"pitch_windows_{index}"]
+            window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+            frames = np.lib.stride_tricks.sliding_window_view(np.pad(padded, (size // 2, size + hop)), size)[::hop][:count]
+            spectra.append(np.log(np.abs(np.fft.rfft(frames * window)) @ self.table(f"bands_{index}") + k["log_floor"]).T)
+        self.check("pitch_features", np.stack(spectra))
+
+        def salience(scores: np.ndarray) -> np.ndarray:
+            odds = np.exp(scores.astype(np.float64))
+            return np.concatenate(
+                [odds[:, :classes] / odds[:, :classes].sum(1, keepdims=True), odds[:, classes:] / (1 + odds[:, classes:])], 1
+            )
+
+        def own(p: np.ndarray) -> np.ndarray:
+            hertz, out = self.table("class_hertz").astype(np.float64), np.zeros(count)
+            allowed = (hertz >= k["f0_min"]) & (hertz <= k["f0_max"])
+            for t in range(count):
+                c = int(np.argmax(p[t, :classes]))
+                near = [i for i in (c - 1, c, c + 1) if 0 <= i < classes and allowed[i]]
+                heard = np.abs(padded[t * hop : (t + 1) * hop]).max() >= k["silence_peak"]
+                if allowed[c] and heard and p[t, classes] >= k["pitch_threshold"]:
+                    out[t] = np.exp(np.sum(p[t, near] * np.log(hertz[near])) / np.sum(p[t, near]))
+            return out
+
+        def ten_ms(f: np.ndarray) -> np.ndarray:
+            out = np.zeros(len(padded) // k["hop"] + 1)
+            for n in range(len(out)):
+                x = min(k["hop"] * n / hop, count - 1)
+                a = int(x)
+                b, w = min(a + 1, count - 1), x - a
+                joined = min(f[a], f[b]) > 0 and max(f[a], f[b]) < k["joined_ratio"] * min(f[a], f[b])
+                out[n] = f[a] ** (1 - w) * f[b] ** w if joined else f[a] if w <= 0.5 else f[b]
+            return out
+
+        scores = self.body(np.stack(spectra), count, 2)
+        self.check("pitch_hidden", scores)
+        self.check("pitch_salience", salience(self.vector("pitch_hidden")))
+        self.check("pitch_frames", own(self.vector("pitch_salience")))
+        self.check("pitch_estimate", ten_ms(self.vector("pitch_frames").astype(np.float64)))
+        return ten_ms(own(salience(scores)))
 
     def path(self, salience: np.ndarray) -> np.ndarray:
         k, low, high = self.k, self.k["lowest_bin"], self.k["highest_bin"]

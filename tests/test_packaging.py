@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from rvc_coreml.models.embedded import read_embedded
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("models", "runtime", "converters", "golden_outputs", "cli")
@@ -32,6 +33,8 @@ def test_the_wheel_holds_the_folders_modules_and_nothing_else(wheel):
         expected |= {f"rvc_coreml/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
     expected |= {f"rvc_coreml/golden_outputs/{name}" for name in ("speech.wav", "reports/page.css", "reports/page.js")}
     expected |= {f"rvc_coreml/converters/placement/{name}" for name in ("page.css", "page.js")}
+    embedded = ROOT / "models" / "embedded"
+    expected |= {f"rvc_coreml/models/embedded/{name}" for name in ("manifest.json", *read_embedded(embedded).files)}
     assert names == expected
     assert not any(name.startswith(("rvc_coreml/tests", "rvc_coreml/tools", "rvc_coreml/build")) for name in names)
 
@@ -66,3 +69,6 @@ def test_an_installed_wheel_works_away_from_the_checkout(wheel, tmp_path):
     result = subprocess.run([script, "doctor"], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "Core ML conversion: yes" in result.stdout
+    result = subprocess.run([script, "embedded", "try"], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "try" / "hubert" / "model.safetensors").is_file()

@@ -1,6 +1,7 @@
 """Every stage's ranges in half precision, as declared and under the Neural Engine's rules, on real ContentVec features.
 
     python tools/measure_ranges.py --weights NAME=VOICE.pth [--weights NAME=HUBERT.pt ...] -o docs/half_precision.json [--layout ane|plain]
+    python tools/measure_ranges.py --embedded -o docs/half_precision.json [--layout ane|plain]
 
 Each stage is converted to half precision at its window and run in the reference executor. The JSON file has, for every weights and
 stage, the SNR under `declared` and `ane` numerics, the hazards found, and `ranges` as the placement linter takes them (joined over

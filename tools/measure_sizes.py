@@ -1,6 +1,7 @@
 """Size against SNR of every stage and scheme of `convert --weights`, on real ContentVec features.
 
     python tools/measure_sizes.py --weights NAME=VOICE.pth [--weights NAME=HUBERT.pt ...] -o docs/sizes.json [--layout ane|plain]
+    python tools/measure_sizes.py --embedded -o docs/sizes.json [--layout ane|plain]
 
 Each stage is converted to half precision at its window, its weights are compressed in each scheme, and the package is run in the
 reference executor. Prints the table in Markdown; the JSON file has the same figures.

@@ -45,9 +45,17 @@ def voice_config(version: str, kilohertz: int) -> list[Any]:
     return [spectrogram, 32, 192, 192, 768, 2, 6, 3, 0, "1", *blocks, rates, 512, kernels, SPEAKERS, 256, kilohertz * 1000]
 
 
-def write_voice(path: Path, version: str = "v2", kilohertz: int = 40, f0: bool = True, seed: int = 0, half: bool = True) -> Path:
-    """A voice as RVC-WebUI saves it: half precision (float32 without `half`), weight norm unfolded."""
-    config = voice_config(version, kilohertz)
+def write_voice(
+    path: Path,
+    version: str = "v2",
+    kilohertz: int = 40,
+    f0: bool = True,
+    seed: int = 0,
+    half: bool = True,
+    config: list[Any] | None = None,
+) -> Path:
+    """A voice as RVC-WebUI saves it: half precision (float32 without `half`), weight norm unfolded; `config` in place of RVC's own."""
+    config = voice_config(version, kilohertz) if config is None else config
     with torch.device("meta"):
         network = Synthesizer(VoiceConfig.from_list(config), PHONE_CHANNELS[version], f0)
     weights = {}

@@ -1,4 +1,4 @@
-"""The body of a pitch network in the Neural Engine's layout, for RMVPE and FCPE.
+"""The body of a pitch network in the Neural Engine's layout, for RMVPE, FCPE and SwiftF0.
 
 CREPE has none and stays as it is: its first convolution has 512 taps in steps of 4 over frames of 1024 samples, one frame at a
 time, which would need a front end of its own as the content encoder's waveform has.
@@ -13,13 +13,15 @@ from ..fcpe import Fcpe
 from ..pitch_network import PitchNetwork
 from ..rmvpe import Rmvpe
 from ..stages import VALID_INPUT, PitchStage, Stage
+from ..swiftf0 import SwiftF0
 from .fcpe import AneFcpe, fcpe_arrangement
 from .layers import sources_of
 from .rmvpe import AneRmvpe, rmvpe_arrangement
+from .swiftf0 import AneSwiftF0, swiftf0_arrangement
 
 
 def window_for(network: PitchNetwork) -> int:
-    """The network's own: 1024 frames of RMVPE and 512 of FCPE lie far within the engine's axes."""
+    """The network's own: 1024 frames of RMVPE and 512 of FCPE lie far within the engine's axes, 256 of SwiftF0 just within."""
     return network.default_window
 
 
@@ -38,6 +40,8 @@ class AnePitchStage(Stage):
             self.network, self.arrangement = AneRmvpe(network), rmvpe_arrangement(network, window, VALID_INPUT)
         elif isinstance(network, Fcpe):
             self.network, self.arrangement = AneFcpe(network), fcpe_arrangement(network, window, VALID_INPUT)
+        elif isinstance(network, SwiftF0):
+            self.network, self.arrangement = AneSwiftF0(network), swiftf0_arrangement(window, VALID_INPUT)
         else:
             raise ConversionError(f"{network.title} has no layout for the Neural Engine: use --layout plain")
         self._sources = sources_of(self, plain)

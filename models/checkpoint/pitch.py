@@ -1,4 +1,4 @@
-"""Pitch models: `rmvpe.pt`, `fcpe_c_v001.pt`, CREPE's `full.pth` and `tiny.pth`, or a model library's safetensors.
+"""Pitch models: `rmvpe.pt`, `fcpe_c_v001.pt`, CREPE's `full.pth` and `tiny.pth`, SwiftF0's `model.onnx`, or a library's safetensors.
 
 A file says by its entries what it is. `FORMATS` holds one row for each kind; adding a kind is adding a row.
 """
@@ -21,8 +21,9 @@ from ..rmvpe import Rmvpe, RmvpeConfig
 from .batch_norm import BATCH_NORM_ENTRIES, batch_norm_affine, fold_batch_norm
 from .crepe import crepe_shape, fold_crepe, is_crepe, is_crepe_tiny
 from .fcpe import fcpe_shape, fold_fcpe, is_fcpe
-from .reading import is_safetensors, read_safetensors, read_torch, require_file
+from .reading import is_onnx, is_safetensors, read_safetensors, read_torch, require_file
 from .state import build, tensors_of
+from .swiftf0 import fold_swiftf0, is_swiftf0, read_swiftf0, swiftf0_shape
 
 KIND_ENTRY, SETTINGS_ENTRY = "pitch_kind", "pitch_settings"  # metadata keys under which a model library keeps them
 MAX_SIZE, MAX_DEPTH = 4096, 8  # larger than any of these networks is
@@ -69,6 +70,8 @@ def load_pitch(path: str | Path, kind: str | None = None) -> PitchCheckpoint:
     if is_safetensors(path):
         entries, metadata = read_safetensors(path)
         settings = _stored_settings(path, metadata)
+    elif is_onnx(path):
+        entries = read_swiftf0(path)
     else:
         content = read_torch(path)
         if not isinstance(content, Mapping):
@@ -175,4 +178,5 @@ FORMATS: list[PitchFormat] = [
     PitchFormat(kind="fcpe", what="an FCPE pitch model", recognises=is_fcpe, shape=fcpe_shape, fold=fold_fcpe),
     PitchFormat(kind="crepe", what="a full CREPE pitch model", recognises=is_crepe, shape=crepe_shape, fold=fold_crepe),
     PitchFormat(kind="crepe-tiny", what="a tiny CREPE pitch model", recognises=is_crepe_tiny, shape=crepe_shape, fold=fold_crepe),
+    PitchFormat(kind="swiftf0", what="a SwiftF0 pitch model", recognises=is_swiftf0, shape=swiftf0_shape, fold=fold_swiftf0),
 ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...models.crepe import Crepe, median3, pitch_bins, refined_hertz
 from ...models.pitch_network import PitchNetwork
+from ...models.swiftf0 import SwiftF0
 from ..audio import OutputBuffer, recording_of, reflect_padded
 from ..audio.loudness import envelope, mix
 from ..config import OptimizationConfig
@@ -117,6 +118,8 @@ def _pitch_model(network: PitchNetwork, runner: RecordingRunner, padded: NDArray
         trace.keep("pitch_path", path)
         trace.keep("pitch_refined", refined_hertz(numbers, path))
         trace.keep("pitch_periodicity", median3(numbers[np.arange(len(path)), path]))
+    if isinstance(network, SwiftF0):
+        trace.keep("pitch_frames", network.own_frames(network.decode(salience).numpy(), padded))
     for name, value in values.items():
         trace.keep(name, value)
 

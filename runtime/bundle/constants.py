@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...models import crepe, fcpe, rmvpe, source, viterbi
+from ...models import crepe, fcpe, rmvpe, source, swiftf0, viterbi
 from ...models.crepe import Crepe
 from ...models.fcpe import Fcpe
 from ...models.host import MAX_WAVEFORM_GAIN, ContentHost, VoiceHost
 from ...models.mel import FCPE_MEL, LOG_FLOOR, RMVPE_MEL, MelSettings, mel_filters
 from ...models.pitch_network import PitchNetwork
 from ...models.rmvpe import Rmvpe
+from ...models.swiftf0 import SwiftF0
 from ..audio import filters, loudness, output, reading
 from ..pitch import F0_MAX, F0_MIN
 from ..pitch.contour import MEL_BINS
@@ -140,6 +141,17 @@ def _of_model(network: PitchNetwork | None) -> Constants:
             "decoded_bins": (crepe.NEIGHBOURS, "classes on either side that are averaged"),
             "pitch_threshold": (crepe.PERIODICITY_THRESHOLD, "periodicity below which a frame is unvoiced"),
         }
+    if isinstance(network, SwiftF0):
+        return {
+            "pitch_hop": (network.hop, "samples between the pitch model's frames"),
+            **{f"pitch_windows_{index}": (size, "samples of a spectrum") for index, size in enumerate(swiftf0.SIZES, 1)},
+            "pitch_bands": (swiftf0.BANDS, "bands of each spectrum"),
+            "log_floor": (swiftf0.LOG_FLOOR, "added to each band's magnitude"),
+            "pitch_classes": (swiftf0.CLASSES, "pitch classes; the score after them is voicing's"),
+            "pitch_threshold": (swiftf0.THRESHOLD, "confidence from which a frame is voiced"),
+            "silence_peak": (swiftf0.SILENCE_PEAK, "a frame whose samples stay below it is unvoiced"),
+            "joined_ratio": (swiftf0.NEAR, "pitches of neighbouring frames that are this far apart are not joined"),
+        }
     return {}
 
 
@@ -203,6 +215,10 @@ def _pitch_tables(network: PitchNetwork) -> Iterator[tuple[str, np.ndarray, str]
         yield "group_gamma", _array(norm.weight), "GroupNorm behind it: factor of each channel"
         yield "group_beta", _array(norm.bias), "GroupNorm behind it: addend of each channel"
         yield "cents", _array(network.cent_table), "cents above 10 Hz of each class"
+    if isinstance(network, SwiftF0):
+        for index, size in enumerate(swiftf0.SIZES, 1):
+            yield f"bands_{index}", _array(network.filters[str(size)]), f"spectrum of {size} samples: frequencies by bands"
+        yield "class_hertz", _array(swiftf0.class_hertz()), "Hz of each class"
 
 
 def _index(capture: Capture) -> FeatureIndex:

@@ -8,13 +8,14 @@ from ...models.crepe import Crepe
 from ...models.fcpe import Fcpe
 from ...models.pitch_network import PitchNetwork
 from ...models.rmvpe import Rmvpe
+from ...models.swiftf0 import SwiftF0
 
 Values = dict[str, Any]
 
 
 def pitch_model_steps(network: PitchNetwork) -> list[Values]:
     """Fields of each step. Raises ValueError for a kind without a description."""
-    for kind, steps in ((Rmvpe, _rmvpe), (Fcpe, _fcpe), (Crepe, _crepe)):
+    for kind, steps in ((Rmvpe, _rmvpe), (Fcpe, _fcpe), (Crepe, _crepe), (SwiftF0, _swiftf0)):
         if isinstance(network, kind):
             return steps()
     raise ValueError(f"no steps are written for {type(network).__name__}")
@@ -192,5 +193,71 @@ def _crepe() -> list[Values]:
             ),
             "given": ("pitch_salience", "pitch_path"),
             "gives": ("pitch_refined", "pitch_periodicity", "pitch_estimate"),
+        },
+    ]
+
+
+def _swiftf0() -> list[Values]:
+    return [
+        {
+            "id": "pitch_features",
+            "title": "Pitch: three log spectra",
+            "about": "Over the padded clip, which has N samples here. Frames of {pitch_hop} samples: F = max(1, ⌊N / {pitch_hop}⌋) of them,"
+            " frame t centred on sample {pitch_hop}t, zeros around the clip. A periodic Hann window of each of {pitch_windows_1},"
+            " {pitch_windows_2} and {pitch_windows_3} samples, in this order; the tables have its frequencies by {pitch_bands} bands.",
+            "formulas": (
+                "hann[i] = 0.5 - 0.5 · cos(2πi / L)",
+                "X_t = FFT(hann · z[{pitch_hop}t - L / 2 … {pitch_hop}t + L / 2 - 1]), z the clip and zeros",
+                "features[l, :, t] = ln(|X_t| · bands_L + {log_floor}),  t = 0 … F - 1",
+            ),
+            "tables": ("bands_1", "bands_2", "bands_3"),
+            "given": ("padded",),
+            "gives": ("pitch_features",),
+        },
+        {
+            "id": "pitch",
+            "title": "Pitch model",
+            "about": "Windows over the frames, joined.",
+            "given": ("pitch_features",),
+            "gives": ("pitch_hidden",),
+            "package": "pitch",
+        },
+        {
+            "id": "pitch_salience",
+            "title": "Pitch: probabilities",
+            "about": "The scores of {pitch_classes} classes and, last, of voicing.",
+            "formulas": (
+                "salience[t, k] = exp(s[t, k]) / Σ_{j < {pitch_classes}} exp(s[t, j]),  k < {pitch_classes}",
+                "salience[t, {pitch_classes}] = 1 / (1 + exp(-s[t, {pitch_classes}]))",
+            ),
+            "given": ("pitch_hidden",),
+            "gives": ("pitch_salience",),
+        },
+        {
+            "id": "pitch_frames",
+            "title": "Pitch: Hz of its frames",
+            "about": "The strongest class and its neighbours on either side that exist and lie between {f0_min} and {f0_max} Hz,"
+            " their log pitches weighted by their probabilities.",
+            "formulas": (
+                "c = argmax_{k < {pitch_classes}} p_k;  Hz = exp(Σ_{k=c-1..c+1} p_k · ln(class_hertz[k]) / Σ p_k)",
+                "where p_voicing ≥ {pitch_threshold}, {f0_min} ≤ class_hertz[c] ≤ {f0_max} and any of the {pitch_hop} samples from the"
+                " frame's centre on reaches {silence_peak}; else 0",
+            ),
+            "tables": ("class_hertz",),
+            "given": ("padded", "pitch_salience"),
+            "gives": ("pitch_frames",),
+        },
+        {
+            "id": "pitch_decode",
+            "title": "Pitch: Hz every 10 ms",
+            "about": "Log pitch is linear between two voiced frames less than half an octave apart. Elsewhere the nearer frame's value"
+            " stands, the earlier one's half way between; the last holds to the end.",
+            "formulas": (
+                "x = min({hop}n / {pitch_hop}, F - 1);  a = ⌊x⌋;  b = min(a + 1, F - 1);  w = x - a",
+                "Hz[n] = exp((1 - w) · ln f[a] + w · ln f[b]) where both are voiced and max / min < {joined_ratio}",
+                "Hz[n] = f[a] where w ≤ 0.5, else f[b], elsewhere;  n = 0 … ⌊N / {hop}⌋",
+            ),
+            "given": ("pitch_frames",),
+            "gives": ("pitch_estimate",),
         },
     ]

@@ -89,7 +89,7 @@ def _pitch(capture: Capture) -> Iterator[Step]:
             ESTIMATE,
             about=(
                 "Hz for every 10 ms of the padded clip, 0 where unvoiced. The library has no pitch model: any estimator will do that"
-                f" searches from {{f0_min}} to {{f0_max}} Hz. The vector is rvc-coreml's {capture.method} (WORLD)."
+                f" searches from {{f0_min}} to {{f0_max}} Hz. The vector is rvc-coreml's {capture.method}."
             ),
         )
     else:

@@ -10,7 +10,6 @@ FOLDER/golden/               recorded inputs and outputs of every package
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from ...errors import PackageError, UsageError
 from ...golden_outputs.golden import Golden, GoldenSet
-from ..files import output_errors, sha256, sync_tree
+from ..files import atomic_folder, output_errors, sha256
 from .calling import Calling
 from .graph import Graph, load_graph, parsed
 from .plan import Plan
@@ -137,23 +136,10 @@ def require_target(target: Path) -> None:
 def copy_folder(source: Path, target: Path) -> None:
     """All of it, or nothing. Raises UsageError as `require_target` does, OutputError."""
     require_target(target)
-    beside = target.absolute().parent
-    temporary, before = (beside / f".{secrets.token_hex(4)}" for _ in range(2))
     with output_errors(target):
-        beside.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copytree(source, temporary)
-            sync_tree(temporary)
-            if target.exists():
-                os.rename(target, before)
-            os.rename(temporary, target)
-        except BaseException:
-            if before.exists() and not target.exists():
-                os.rename(before, target)
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(target, replace=True) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
 def is_hybrid(folder: Path) -> bool:

@@ -20,11 +20,18 @@ class LibraryPitchModels:
         self.loaded: dict[str, PlacedRunner] = {}
         self.rmvpe_padding = "constant"
         self._placement = placement
+        self._said: set[str] = set()
         self._hosts = placement.torch_backends
 
     def available(self) -> list[str]:
         """The kinds that the library has."""
         return self.library.pitch_kinds()
+
+    def say(self, line: str) -> None:
+        """A line for the user, once."""
+        if line not in self._said:
+            self._said.add(line)
+            self._placement.notify(line)
 
     def verify(self) -> bool:
         """Run the goldens again; False where a model has moved on and the contour is to be found again."""

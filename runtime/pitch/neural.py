@@ -1,7 +1,7 @@
 """Pitch from a model of the library: a clip through the network's host parts and its stage.
 
 Up to five minutes PyTorch sees the clip in one piece; beyond, blocks that overlap by the network's whole reach, so that
-nothing changes. A package always sees its window: windows of a network with a limited reach (FCPE, CREPE) are exact, those
+nothing changes. A package always sees its window: windows of a network with a limited reach (FCPE, CREPE, SwiftF0) are exact, those
 of RMVPE approximate the clip (docs/pitch_models.md).
 """
 
@@ -21,7 +21,6 @@ from ...models.pitch_network import WHOLE_FRAMES, PitchNetwork
 from ...models.stages import VALID_INPUT
 from ..devices import full_precision
 from ..windows import Window, plan_windows
-from .constants import HOP, frames_of
 from .registry import Contour, Progress, Signal
 
 EDGE_FRAMES = 8  # more than the analysis windows of the front ends reach over
@@ -64,7 +63,7 @@ def neural_pitch(audio: Signal, network: PitchNetwork, runner: PitchRunner, prog
     with full_precision():
         for salience in clip.salience(progress):
             pieces += decoded.add(salience)
-    return torch.cat(pieces)[: clip.frames].numpy().astype(np.float64)
+    return network.contour(torch.cat(pieces)[: clip.frames].numpy().astype(np.float64), audio)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Clip:
 
     def __init__(self, audio: Signal, network: PitchNetwork, runner: PitchRunner) -> None:
         self.audio, self.network, self.runner = audio, network, runner
-        self.frames = frames_of(len(audio))
+        self.frames = network.frames(len(audio))
         unit = network.granularity
         self.padded = -(-self.frames // unit) * unit
         self.blocks = _blocks(self.padded, network.whole_frames, network.overlap, unit)
@@ -144,7 +143,8 @@ class Clip:
         axis = self.network.frame_axis
         first, last = max(0, start - EDGE_FRAMES), min(self.frames, stop + EDGE_FRAMES)
         ends = last == self.frames
-        samples: NDArray[np.floating] = self.audio[first * HOP : None if ends else (last - 1) * HOP]
+        hop = self.network.hop
+        samples: NDArray[np.floating] = self.audio[first * hop : None if ends else (last - 1) * hop]
         waveform = torch.from_numpy(np.array(samples, dtype=np.float32))[None].to(self._front_end_device)
         features = self.network.features(waveform).to(self.runner.device)
         wanted = features.narrow(axis, start - first, min(stop, self.frames) - start)

@@ -5,7 +5,7 @@ Adding one is adding a function: 16 kHz audio (N,) -> Hz (N // 160 + 1,), 0 wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,9 +20,10 @@ Contour = NDArray[np.float64]
 Progress = Callable[[float], None]
 
 AUTO = "auto"
+EMBEDDED = "swiftf0"  # its model comes with rvc-coreml and runs without a library
+BEST_MODELS = ("rmvpe", "fcpe", "crepe", EMBEDDED, "crepe-tiny")  # in the order in which `auto` takes them
+FALLBACK = EMBEDDED  # nearer to known pitch than harvest, dio (docs/pitch_models.md), and faster
 PITCH_MODEL, PARSELMOUTH = "pitch model", "parselmouth"  # what an estimator may need
-BEST_MODELS = ("rmvpe", "fcpe", "crepe", "crepe-tiny")  # in the order in which `auto` takes them
-FALLBACK = "harvest"  # needs no download
 
 
 class PitchModels(Protocol):
@@ -38,6 +39,10 @@ class PitchModels(Protocol):
 
     def network(self, kind: str) -> Any:
         """Front end, end and decoder of one."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Tell the user, once, what runs in place of something else."""
         ...
 
 
@@ -75,9 +80,13 @@ def estimator(name: str, *, summary: str, needs: str | None = None, median: bool
 
 
 def choose_method(models: PitchModels | None) -> str:
-    """The best estimator that can run with a library's pitch models: rmvpe, fcpe, crepe, crepe-tiny, else harvest."""
-    present = models.available() if models is not None else []
-    return next((name for name in BEST_MODELS if name in present), FALLBACK)
+    """The best estimator for a library's pitch models: rmvpe, fcpe, crepe, swiftf0, crepe-tiny, else the embedded swiftf0."""
+    return best_method(models.available() if models is not None else [])
+
+
+def best_method(kinds: Collection[str]) -> str:
+    """The same for the kinds that are there."""
+    return next((name for name in BEST_MODELS if name in kinds), FALLBACK)
 
 
 def resolve_method(method: str, models: PitchModels | None) -> Estimator:
@@ -89,7 +98,7 @@ def resolve_method(method: str, models: PitchModels | None) -> Estimator:
     if name not in ESTIMATORS:
         raise UsageError(f"pitch method {method!r} is unknown; choose one of {', '.join([AUTO, *ESTIMATORS])}")
     found = ESTIMATORS[name]
-    if found.needs == PITCH_MODEL and (models is None or name not in models.available()):
+    if found.needs == PITCH_MODEL and name != EMBEDDED and (models is None or name not in models.available()):
         raise LibraryError(
             f"pitch method {name!r} needs a model that the library lacks: add it with 'rvc-coreml convert pitch FILE -o LIB'"
         )

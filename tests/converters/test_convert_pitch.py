@@ -15,6 +15,7 @@ from rvc_coreml.converters.audit import audit_package
 from rvc_coreml.converters.conversion import convert_pitch
 from rvc_coreml.errors import AuditError, CheckpointError, LibraryError
 from rvc_coreml.models.checkpoint.pitch import load_pitch
+from rvc_coreml.models.embedded import PITCH, embedded_path
 from rvc_coreml.models.layouts import stage_of
 from rvc_coreml.runtime.backends import choose_backend
 from rvc_coreml.runtime.goldens import CASES
@@ -24,6 +25,7 @@ from rvc_coreml.runtime.pitch.models import LibraryPitchModels
 from rvc_coreml.runtime.placement import Placement
 from rvc_coreml.runtime.validation import validate_library
 from support.damage import largest_weight
+from support.independent_placement import opinion
 from support.pitch_packages import crepe_file, fcpe_file
 from support.rmvpe_checkpoints import NARROW, rmvpe_state, write_rmvpe
 
@@ -128,6 +130,35 @@ def test_the_command_reports_the_package(source: Path, tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert (report["kind"], report["name"]) == ("pitch", "rmvpe")
     assert report["stages"]["pitch"]["reference_snr_db"] >= LEAST_SNR
+
+
+def test_the_embedded_model_converts_whole_for_the_engine_and_agrees_on_a_clip(speech: np.ndarray, tmp_path: Path) -> None:
+    component = convert_pitch(embedded_path(PITCH), tmp_path / "library")
+    entry = component.manifest.stages["pitch"]
+    assert (component.manifest.name, entry.layout, entry.precision, entry.audited_values) == ("swiftf0", "ane", "fp16", 18558)
+    assert (entry.reference_snr_db or 0) >= LEAST_SNR
+    assert opinion(component.package("pitch")).share_of_flops == 1.0
+    library = Library.open(tmp_path / "library")
+    checks = validate_library(library, choose_backend("reference")).checks
+    assert checks
+    assert all(check.passed for check in checks), [check.as_dict() for check in checks if not check.passed]
+    notes: list[str] = []
+    models = LibraryPitchModels(library, Placement(choose_backend("reference"), notes.append))
+    found = estimate_pitch(speech, "auto", models=models)
+    assert models.loaded["swiftf0"].executed_by.startswith("reference")
+    assert notes == []
+    wanted = estimate_pitch(speech, "swiftf0")  # the same in PyTorch
+    both = (found > 0) & (wanted > 0)
+    assert both.sum() > 0.95 * ((found > 0) | (wanted > 0)).sum() > 100
+    assert np.median(1200 * np.abs(np.log2(found[both] / wanted[both]))) < 2
+
+
+def test_a_library_without_a_pitch_model_says_what_runs_instead(small_library: Path, speech: np.ndarray) -> None:
+    notes: list[str] = []
+    models = LibraryPitchModels(Library.open(small_library), Placement(choose_backend("torch"), notes.append))
+    for _again in range(2):
+        assert (estimate_pitch(speech[:32000], "auto", models=models) > 0).any()
+    assert notes == ["the library holds no model for pitch method 'swiftf0': the one that comes with rvc-coreml runs in PyTorch (cpu)"]
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from rvc_coreml.errors import OutputError
-from rvc_coreml.runtime.files import HASH_BLOCK, atomic_path, output_errors, sha256, write_json
+from rvc_coreml.errors import OutputError, UsageError
+from rvc_coreml.runtime.files import HASH_BLOCK, atomic_folder, atomic_path, output_errors, sha256, write_json
 
 
 def test_atomic_path_replaces_the_old_file_at_the_end(tmp_path: Path) -> None:
@@ -147,3 +147,36 @@ def test_sha256_of_a_folder_sees_names_contents_and_number_of_files(tmp_path: Pa
 
 def test_sha256_of_a_folder_tells_names_from_contents(tmp_path: Path) -> None:
     assert folder(tmp_path / "one", {"a": b"bc"}) != folder(tmp_path / "other", {"ab": b"c"})
+
+
+def test_a_folder_takes_the_place_of_another_only_when_asked_to(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "kept").write_bytes(b"old")
+    with pytest.raises(UsageError, match="exists already"), atomic_folder(old):
+        pass
+    with atomic_folder(old, replace=True) as temporary:
+        (temporary / "new").write_bytes(b"new")
+        assert (old / "kept").exists()
+    assert [item.name for item in old.iterdir()] == ["new"]
+    assert os.listdir(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    """Whether moving the old one away fails, or moving the new one in."""
+    old, rename, calls = tmp_path / "old", os.rename, []
+    old.mkdir()
+    (old / "kept").write_bytes(b"old")
+
+    def fails(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(OutputError, match="No space left"), atomic_folder(old, replace=True) as temporary:
+        (temporary / "new").touch()
+    assert [item.name for item in old.iterdir()] == ["kept"]
+    assert os.listdir(tmp_path) == ["old"]

@@ -19,10 +19,12 @@ from rvc_coreml.golden_outputs.seeded_weights import seeded_tensor
 from rvc_coreml.models.ane.pitch import AnePitchStage, window_for
 from rvc_coreml.models.checkpoint.pitch import load_pitch
 from rvc_coreml.models.crepe import CrepeTiny
+from rvc_coreml.models.embedded import PITCH, embedded_path
 from rvc_coreml.models.fcpe import Fcpe, FcpeConfig
 from rvc_coreml.models.pitch_network import PitchNetwork
 from rvc_coreml.models.rmvpe import Rmvpe
 from rvc_coreml.models.stages import VALID_INPUT, PitchStage
+from rvc_coreml.models.swiftf0 import SwiftF0
 from rvc_coreml.runtime.reference.executor import ReferenceModel
 from support.arranged import packaged_outputs, repeated_problems
 from support.engine_limits import broken_limits
@@ -32,13 +34,15 @@ from support.small_networks import normal
 from torch import Tensor
 
 TOLERANCE = 1e-4
-WINDOWS = {"rmvpe": 48, "fcpe": 70}
+WINDOWS = {"rmvpe": 48, "fcpe": 70, "swiftf0": 40}
 KINDS = list(WINDOWS)
 PUBLISHED = FcpeConfig().hidden_dims
-# split: FCPE's gates, along the channels; the rest is its kernel of 31 taps (layers.SplitConv), and RMVPE's padding of one
+# split: FCPE's gates, along the channels; the rest is its kernel of 31 taps (layers.SplitConv), and RMVPE's padding of one;
+# SwiftF0's eight folded convolutions, the bands and classes that are cut off, and the scores joined
 MOVING = {
     "rmvpe": {"pad": 2, "concat": 2, "pixel_shuffle": 2},
     "fcpe": {"pad": 1, "concat": 1, "reshape": 2, "slice_by_index": 4, "split": 1},
+    "swiftf0": {"pad": 8, "concat": 2, "reshape": 16, "slice_by_index": 10},
 }
 MOVES = {name for counts in MOVING.values() for name in counts} | {"transpose", "conv_transpose", "linear", "layer_norm", "expand_dims"}
 
@@ -46,6 +50,8 @@ MOVES = {name for counts in MOVING.values() for name in counts} | {"transpose", 
 @cache
 @torch.inference_mode(False)
 def network(kind: str, full: bool = False) -> PitchNetwork:
+    if kind == "swiftf0":
+        return load_pitch(embedded_path(PITCH)).network
     if kind == "fcpe" and full:
         return load_pitch(fcpe_file()).network
     made: PitchNetwork = (
@@ -71,6 +77,8 @@ def window_inputs(plain: PitchStage, valid: int, scale: float) -> dict[str, Tens
     features = normal(valid, *plain.inputs[0].shape) * 2 - 1
     if isinstance(plain.network, Fcpe) and plain.network.config.hidden_dims == PUBLISHED:
         features[..., :valid] = plain.network.prepare(plain.network.features(audio_of(CLIPS[0])).repeat(1, 1, 9))[..., 50 : 50 + valid]
+    if isinstance(plain.network, SwiftF0):
+        features = features * 3 - 5  # its logarithms have no floor of 1e-5
     statistics = plain.network.clip_statistics(features[..., :valid])
     features[..., valid:] *= scale
     names = plain.network.statistics_shapes

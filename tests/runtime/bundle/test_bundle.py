@@ -23,6 +23,7 @@ from rvc_coreml.converters.conversion import convert_content_encoder, convert_pi
 from rvc_coreml.converters.index import check_index, keep_index
 from rvc_coreml.golden_outputs.metrics import snr_db
 from rvc_coreml.models import stages
+from rvc_coreml.models.embedded import PITCH, embedded_path
 from rvc_coreml.runtime.bundle import CONTRACT, PAGE, write_bundle
 from rvc_coreml.runtime.files import sha256
 from rvc_coreml.runtime.library import MANIFEST, Library
@@ -38,7 +39,7 @@ from support.rmvpe_checkpoints import write_rmvpe
 LEAST = 35.0  # dB against infer
 HOST_LEAST = 80.0  # of a host step on its own vectors, as the page says
 PACKAGE_LEAST = 45.0  # of a package
-EXPECTED = {"v2": ("harvest", True), "v1": ("rmvpe", False), "nof0": (None, False)}  # pitch estimator, index
+EXPECTED = {"v2": ("swiftf0", True), "v1": ("rmvpe", False), "nof0": (None, False)}  # pitch estimator, index
 IN_A_PROCESS = ("nof0", "flow")  # what runs in a process of its own, at a few seconds a time; slow tests run all so
 
 
@@ -127,7 +128,7 @@ def test_numpy_and_the_packages_reproduce_infer(bundles, libraries, voice, tmp_p
 
     figures = assert_reproduces(bundle, libraries[voice], tmp_path, run)
     wanted = {name for step in contract["steps"] if step["kind"] == "host" for name in step.get("gives", ())}
-    given = {"clip", "noise_prior", "noise_source"} | ({"pitch_estimate"} if estimator == "harvest" else set())
+    given = {"clip", "noise_prior", "noise_source"} | ({"pitch_estimate"} if estimator == "swiftf0" else set())
     assert wanted - given - {"neighbours"} <= set(figures), "a host step is not compared with its vector"
 
 
@@ -266,10 +267,11 @@ def test_several_windows_of_every_stage(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fcpe", "crepe-tiny"])
+@pytest.mark.parametrize("kind", ["fcpe", "crepe-tiny", "swiftf0"])
 def test_published_pitch_models(small_library, kind, tmp_path):
     library = shutil.copytree(small_library, tmp_path / "library")
-    convert_pitch(fcpe_file() if kind == "fcpe" else crepe_file("tiny"), library)
+    files = {"fcpe": fcpe_file, "crepe-tiny": lambda: crepe_file("tiny"), "swiftf0": lambda: embedded_path(PITCH)}
+    convert_pitch(files[kind](), library)
     write_bundle(library, "v2", tmp_path / "bundle")
     assert contract_of(tmp_path / "bundle")["voice"]["pitch_estimator"] == kind
     # Half precision of a pitch package moves a frame over the voicing threshold now and then, in infer with packages too.

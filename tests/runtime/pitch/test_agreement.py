@@ -13,13 +13,19 @@ import pytest
 import soundfile
 import torch
 from rvc_coreml.models.checkpoint.pitch import load_pitch
+from rvc_coreml.models.embedded import PITCH, embedded_path
 from rvc_coreml.models.pitch_network import PitchNetwork
 from rvc_coreml.models.stages import pitch_stage
 from rvc_coreml.runtime.pitch import ESTIMATORS, estimate_pitch
 from support.pitch_packages import CLIPS, crepe_file, fcpe_file
 
 FEATURES = Path(__file__).parents[4] / "shared" / "real_features"
-WEIGHTS = {"fcpe": fcpe_file, "crepe": lambda: crepe_file("full"), "crepe-tiny": lambda: crepe_file("tiny")}
+WEIGHTS = {
+    "fcpe": fcpe_file,
+    "crepe": lambda: crepe_file("full"),
+    "crepe-tiny": lambda: crepe_file("tiny"),
+    "swiftf0": lambda: embedded_path(PITCH),
+}
 CLASSICAL = ["harvest", "dio", *(["pm"] if importlib.util.find_spec("parselmouth") else [])]
 SEMITONE = 1.0
 VOICED_SHARE = 0.5  # of the frames that either of two methods finds voiced, at least so many are found by both
@@ -55,6 +61,9 @@ class Models:
     def network(self, kind: str) -> PitchNetwork:
         return network(kind)
 
+    def say(self, line: str) -> None:
+        raise AssertionError(line)
+
 
 def contour(method: str, audio: np.ndarray) -> np.ndarray:
     return estimate_pitch(audio, method, models=Models())
@@ -70,7 +79,7 @@ def assert_agreement(contours: dict[str, np.ndarray]) -> None:
         assert distance <= SEMITONE, (one, other, distance)
 
 
-@pytest.mark.parametrize("method", ["fcpe", "crepe-tiny"])
+@pytest.mark.parametrize("method", ["fcpe", "crepe-tiny", "swiftf0"])
 def test_a_model_method_is_the_librarys_network(method: str, speech: np.ndarray) -> None:
     audio, shares = speech[24000:56000], []
     found = estimate_pitch(audio, method, models=Models(), progress=shares.append)
@@ -88,7 +97,7 @@ def test_every_method_is_compared() -> None:
 
 def test_all_methods_agree_on_speech_within_a_semitone(speech: np.ndarray) -> None:
     audio = speech[24000 : 24000 + 48000]
-    contours = {method: contour(method, audio) for method in ["fcpe", "crepe-tiny", *CLASSICAL]}
+    contours = {method: contour(method, audio) for method in ["fcpe", "crepe-tiny", "swiftf0", *CLASSICAL]}
     assert_agreement(contours)
     part = slice(172, 207)  # the full model takes a while on a CPU
     full = contour("crepe", audio[part.start * 160 - 480 : part.stop * 160 + 480])[3:38]
@@ -102,7 +111,7 @@ def test_all_methods_agree_on_whole_clips_within_a_semitone(clip: Path) -> None:
     assert_agreement({method: contour(method, audio) for method in [*WEIGHTS, *CLASSICAL]})
 
 
-@pytest.mark.parametrize("method", ["fcpe", "crepe-tiny", *CLASSICAL])
+@pytest.mark.parametrize("method", ["fcpe", "crepe-tiny", "swiftf0", *CLASSICAL])
 def test_methods_agree_with_the_contour_that_another_project_recorded(method: str) -> None:
     if not FEATURES.is_dir():
         pytest.skip("the recorded features (../shared/real_features) are not part of the project")

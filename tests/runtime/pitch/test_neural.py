@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from rvc_coreml.models.checkpoint.pitch import load_pitch
 from rvc_coreml.models.crepe import CrepeConfig, CrepeTiny
+from rvc_coreml.models.embedded import PITCH, embedded_path
 from rvc_coreml.models.fcpe import Fcpe, FcpeConfig
 from rvc_coreml.models.pitch_network import PitchNetwork
 from rvc_coreml.models.stages import pitch_stage
@@ -66,7 +67,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PitchNetwork
     with torch.no_grad():
         for parameter in crepe.parameters():
             parameter.mul_(3.0)
-    return {network.kind: network.eval().requires_grad_(False) for network in (rmvpe, fcpe, crepe)}
+    swift = load_pitch(embedded_path(PITCH)).network  # its own weights, which are few
+    return {network.kind: network.eval().requires_grad_(False) for network in (rmvpe, fcpe, crepe, swift)}
 
 
 def sound(seconds: float, seed: int = 0) -> NDArray[np.float32]:
@@ -82,7 +84,7 @@ def whole(network: PitchNetwork, audio: NDArray[np.floating]) -> NDArray[np.floa
     return network.pitch(torch.from_numpy(np.asarray(audio, np.float32))[None]).numpy()
 
 
-@pytest.mark.parametrize("kind", ["rmvpe", "fcpe", "crepe-tiny"])
+@pytest.mark.parametrize("kind", ["rmvpe", "fcpe", "crepe-tiny", "swiftf0"])
 def test_a_clip_in_one_piece_is_what_the_network_says(networks: dict[str, PitchNetwork], kind: str) -> None:
     audio, network = sound(1.23), networks[kind]
     found = neural_pitch(audio, network, Runner(network))
@@ -91,7 +93,7 @@ def test_a_clip_in_one_piece_is_what_the_network_says(networks: dict[str, PitchN
     assert len(set(found.round(3))) > 10
 
 
-@pytest.mark.parametrize("kind", ["rmvpe", "fcpe", "crepe-tiny"])
+@pytest.mark.parametrize("kind", ["rmvpe", "fcpe", "crepe-tiny", "swiftf0"])
 @pytest.mark.parametrize("most", [32, 100, 128])
 def test_blocks_of_a_long_clip_equal_one_piece(
     networks: dict[str, PitchNetwork], kind: str, most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -103,13 +105,13 @@ def test_blocks_of_a_long_clip_equal_one_piece(
     audio.tofile(tmp_path / "clip.f32")
     runner, shares = Runner(network), []
     found = neural_pitch(np.memmap(tmp_path / "clip.f32", np.float32, "r"), network, runner, shares.append)
-    assert runner.calls == -(-len(expected) // most)
+    assert runner.calls == -(-network.frames(len(audio)) // most)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
 
-@pytest.mark.parametrize("kind", ["fcpe", "crepe-tiny"])
+@pytest.mark.parametrize("kind", ["fcpe", "crepe-tiny", "swiftf0"])
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 3.21])
 def test_windows_of_a_network_with_a_short_reach_are_exact(networks: dict[str, PitchNetwork], kind: str, seconds: float) -> None:
     network, audio = networks[kind], sound(seconds)
@@ -132,7 +134,7 @@ def test_a_package_that_fails_on_the_way_is_replaced(networks: dict[str, PitchNe
     np.testing.assert_allclose(neural_pitch(audio, network, Failing(network, 128, after)), whole(network, audio), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["rmvpe", "fcpe", "crepe-tiny"])
+@pytest.mark.parametrize("kind", ["rmvpe", "fcpe", "crepe-tiny", "swiftf0"])
 @pytest.mark.parametrize("samples", [0, 1, 160, 500, 1111])
 def test_the_shortest_clips_have_their_frames(networks: dict[str, PitchNetwork], kind: str, samples: int) -> None:
     for window in (None, 128):

@@ -15,6 +15,7 @@ class Models:
 
     def __init__(self, *kinds: str) -> None:
         self.kinds = list(kinds)
+        self.said: list[str] = []
 
     def available(self) -> list[str]:
         return self.kinds
@@ -24,6 +25,9 @@ class Models:
 
     def network(self, kind: str) -> None:
         raise AssertionError(kind)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
 
 @pytest.fixture
@@ -36,8 +40,9 @@ def registry() -> Iterator[dict[str, Estimator]]:
 
 
 def test_methods_are_shown_best_first_and_say_what_they_need() -> None:
-    assert list(ESTIMATORS) == ["rmvpe", "fcpe", "crepe", "crepe-tiny", "harvest", "dio", "pm"]
-    assert [name for name, found in ESTIMATORS.items() if found.needs == "pitch model"] == ["rmvpe", "fcpe", "crepe", "crepe-tiny"]
+    assert list(ESTIMATORS) == ["rmvpe", "fcpe", "crepe", "crepe-tiny", "swiftf0", "harvest", "dio", "pm"]
+    needing = [name for name, found in ESTIMATORS.items() if found.needs == "pitch model"]
+    assert needing == ["rmvpe", "fcpe", "crepe", "crepe-tiny", "swiftf0"]
     assert ESTIMATORS["pm"].needs == "parselmouth"
     assert [name for name, found in ESTIMATORS.items() if found.median] == ["harvest"]
     assert all(len(found.summary) > 20 for found in ESTIMATORS.values())
@@ -46,12 +51,14 @@ def test_methods_are_shown_best_first_and_say_what_they_need() -> None:
 @pytest.mark.parametrize(
     ("present", "chosen"),
     [
-        ((), "harvest"),
+        ((), "swiftf0"),
         (("crepe-tiny",), "crepe-tiny"),
+        (("crepe-tiny", "swiftf0"), "swiftf0"),
+        (("swiftf0", "crepe"), "crepe"),
         (("crepe-tiny", "crepe"), "crepe"),
         (("crepe", "fcpe"), "fcpe"),
         (("fcpe", "rmvpe", "crepe"), "rmvpe"),
-        (("something-else",), "harvest"),
+        (("something-else",), "swiftf0"),
     ],
 )
 def test_auto_is_the_best_that_the_library_has(present: tuple[str, ...], chosen: str) -> None:
@@ -59,10 +66,18 @@ def test_auto_is_the_best_that_the_library_has(present: tuple[str, ...], chosen:
     assert resolve_method("auto", Models(*present)).name == chosen
 
 
-def test_auto_without_a_library_is_harvest() -> None:
-    assert choose_method(None) == "harvest"
-    tone = np.sin(2 * np.pi * 200 * np.arange(RATE) / RATE)
-    np.testing.assert_array_equal(estimate_pitch(tone), estimate_pitch(tone, "harvest"))
+@pytest.mark.parametrize("models", [None, Models(), Models("fcpe")])
+def test_the_embedded_model_runs_where_the_library_has_none_and_says_so(models: Models | None) -> None:
+    tone = sum(np.sin(2 * np.pi * 200 * k * np.arange(RATE) / RATE) / k for k in range(1, 9)) * 0.1
+    found = estimate_pitch(tone, "swiftf0", models=models)
+    assert np.abs(1200 * np.log2(found[5:-5] / 200)).max() < 10
+    if models is None:
+        assert choose_method(None) == "swiftf0"
+        np.testing.assert_array_equal(estimate_pitch(tone), found)
+    else:
+        said, models.said = models.said, []
+        assert said == ["the library holds no model for pitch method 'swiftf0': the one that comes with rvc-coreml runs in PyTorch (cpu)"]
+        assert "\n" not in said[0]
 
 
 @pytest.mark.parametrize("models", [None, Models(), Models("fcpe")])
