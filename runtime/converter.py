@@ -242,9 +242,9 @@ class VoiceConverter:
                     progress("pitch", share * PITCH_SHARE)
 
             with self.profile.measure("pitch"):
-                found = estimate_pitch(waveform, method, models=self.pitch_models, progress=report)
+                found = estimate_pitch(waveform, options.f0_method, models=self.pitch_models, progress=report)
                 while not self.pitch_models.verify():
-                    found = estimate_pitch(waveform, method, models=self.pitch_models, progress=report)
+                    found = estimate_pitch(waveform, options.f0_method, models=self.pitch_models, progress=report)
         else:
             found = np.asarray(f0, np.float64)
             if found.ndim != 1 or len(found) < frames or not np.isfinite(found).all() or (found < 0).any():

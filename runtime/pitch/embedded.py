@@ -12,9 +12,6 @@ from ...models.checkpoint import load_pitch
 from ...models.embedded import PITCH, embedded_path
 from ...models.pitch_network import PitchNetwork
 from ...models.stages import pitch_stage
-from .registry import EMBEDDED
-
-SAID = f"the library holds no model for pitch method {EMBEDDED!r}: the one that comes with rvc-coreml runs in PyTorch (cpu)"
 
 
 class EmbeddedRunner:

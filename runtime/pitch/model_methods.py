@@ -18,10 +18,8 @@ def _with_model(kind: str) -> Run:
         from .neural import estimate_with_model  # torch is loaded for those who ask for a model
 
         if kind == EMBEDDED and (models is None or kind not in models.available()):
-            from .embedded import SAID, EmbeddedPitchModels
+            from .embedded import EmbeddedPitchModels
 
-            if models is not None:
-                models.say(SAID)
             return estimate_with_model(EmbeddedPitchModels(), kind, audio, progress)
         assert models is not None  # noqa: S101 - resolve_method has looked
         return estimate_with_model(models, kind, audio, progress)

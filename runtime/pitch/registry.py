@@ -22,6 +22,7 @@ Progress = Callable[[float], None]
 AUTO = "auto"
 EMBEDDED = "swiftf0"  # its model comes with rvc-coreml and runs without a library
 BEST_MODELS = ("rmvpe", "fcpe", "crepe", EMBEDDED, "crepe-tiny")  # in the order in which `auto` takes them
+SAID = f"the library holds no model for pitch method {EMBEDDED!r}: the one that comes with rvc-coreml runs in PyTorch (cpu)"
 FALLBACK = EMBEDDED  # nearer to known pitch than harvest, dio (docs/pitch_models.md), and faster
 PITCH_MODEL, PARSELMOUTH = "pitch model", "parselmouth"  # what an estimator may need
 
@@ -110,6 +111,8 @@ def estimate_pitch(audio: Signal, method: str = AUTO, *, models: PitchModels | N
 
     Raises UsageError for an unknown method or a missing extra, LibraryError for a missing pitch model.
     """
+    if method == EMBEDDED and models is not None and method not in models.available():
+        models.say(SAID)  # who leaves the choice to us is told nothing: nothing was asked for that is not there
     found = resolve_method(method, models)(audio, models, progress)
     pitch = np.zeros(frames_of(len(audio)))
     kept = min(len(pitch), len(found))
