@@ -13,6 +13,7 @@ from rvc_coreml.converters.conversion import convert_content_encoder, convert_pi
 from rvc_coreml.runtime.files import atomic_folder, sha256
 from rvc_coreml.runtime.library import Library
 
+from . import index as index_module
 from .index import build_index
 from .sources import TrainingError
 
@@ -39,7 +40,8 @@ class Checkpoints:
         for path in self.files():
             if not path.exists():
                 raise TrainingError(f"{path} is not there: run the training steps, or name a library with --library")
-        return hashlib.sha256("".join(sha256(path) for path in self.files()).encode()).hexdigest()[:16]
+        made_by = [Path(index_module.__file__)] if self.features is not None else []  # another way to build it is another index
+        return hashlib.sha256("".join(sha256(path) for path in (*self.files(), *made_by)).encode()).hexdigest()[:16]
 
 
 def evaluated_library(work: Path, checkpoints: Checkpoints) -> Library:

@@ -18,7 +18,7 @@ from seeded_checkpoints import write_voice
 from .content_network import CONFIG
 from .hugging_face import write_hugging_face
 from .networks import VOICE_CONFIG
-from .settings import MEDIAN_METHOD
+from .settings import MEDIAN_METHOD, median_pitch
 
 CLIPS = Path(__file__).resolve().parents[2] / "golden_outputs" / "audio"
 
@@ -33,5 +33,4 @@ def write_stand_in(work: Path, seed: int = 0) -> float:
     clips = [np.asarray(soundfile.read(path, dtype="float32")[0], np.float32) for path in sorted(CLIPS.glob("*.wav"))]
     features = [encoder.features(torch.from_numpy(clip)[None], "v1")[0].numpy() for clip in clips]
     np.save(work / "voice" / "features.npy", np.concatenate(features))
-    pitch = estimate_pitch(clips[0], MEDIAN_METHOD)
-    return float(np.median(pitch[pitch > 0]))
+    return median_pitch(estimate_pitch(clips[0], MEDIAN_METHOD)) or 0.0
