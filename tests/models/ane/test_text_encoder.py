@@ -39,7 +39,8 @@ WINDOW = 44  # more than two periods of the positions, and no multiple of one
 CONTENTVEC_DEVIATION = 0.36  # of real features
 # Deviation of random features, frames, and the least SNR in dB as declared. Attention over 43 s of frames that have nothing to do with
 # each other adds up more roundings than over 20 s (44.6 dB, 52.9 dB), louder features than real make scores whose last bit is coarse.
-LEAST = [(CONTENTVEC_DEVIATION, 2048, 45.0), (CONTENTVEC_DEVIATION, DEFAULT - 100, 44.5), (1.0, DEFAULT - 100, 37.0)]
+LEAST = [(CONTENTVEC_DEVIATION, 2048, 45.0), (CONTENTVEC_DEVIATION, DEFAULT - 100, 45.0), (1.0, DEFAULT - 100, 37.0)]
+KNOWN_MISS = 44.5  # dB: where the v2 network is known to miss the 45 of the second line, and no lower
 FORBIDDEN = {"gather", "transpose", "slice_by_index", "pad", "layer_norm", "squeeze", "expand_dims", "linear"}
 
 
@@ -191,6 +192,7 @@ def test_full_size(version: str, f0: bool, tmp_path: Path) -> None:
     path = tmp_path / "text_encoder.mlpackage"
     made.model.save(str(path))
     models = {numerics: ReferenceModel(path, numerics=numerics) for numerics in ("declared", "ane")}
+    missed: list[str] = []
     for deviation, frames, declared in LEAST:
         inputs = window_inputs(plain, frames)
         inputs |= {name: deviation * value for name, value in inputs.items() if name != VALID_INPUT}
@@ -201,4 +203,9 @@ def test_full_size(version: str, f0: bool, tmp_path: Path) -> None:
                 assert np.isfinite(values).all()
                 found = snr_db(wanted[name].numpy(), values)
                 print(f"deviation {deviation}, {frames} frames, {numerics}, {name}: {found:.1f} dB")
-                assert found >= least
+                if KNOWN_MISS <= found < least == 45.0 and frames == window - 100 and version == "v2":
+                    missed.append(f"{numerics} {name} {found:.1f} dB")
+                else:
+                    assert found >= least
+    if missed:
+        pytest.xfail(f"45 dB over 43 s of random features is not reached: {', '.join(missed)}")
