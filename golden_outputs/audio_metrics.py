@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .pitch_track import pitch_track
-from .spectra import MEL_BINS, Array, log_mel, magnitudes, power_of_two
+from .spectra import MEL_BINS, Array, log_mel, magnitudes, noise_magnitude, power_of_two
 
 QUIET_FRAME = 0.01  # frames below this share of the reference's RMS (-40 dB) have no direction worth comparing
 STFT_SECONDS = ((0.025, 0.005), (0.05, 0.01), (0.01, 0.002))  # windows and hops; Parallel WaveGAN (2020), table 1, at 24 kHz
@@ -30,25 +30,28 @@ class AudioComparison:
     pitch_agreement: float
 
 
-def compare_sound(reference: Array, actual: Array, rate: int) -> AudioComparison:
-    """Two clips (N,) at `rate` Hz. Raises ValueError where they differ in length or have another number of axes."""
+def compare_sound(reference: Array, actual: Array, rate: int, noise: float = 0.0) -> AudioComparison:
+    """Two clips (N,) at `rate` Hz; in their spectra what is below white noise of the RMS `noise` counts as that noise.
+
+    Raises ValueError where they differ in length or have another number of axes.
+    """
     return AudioComparison(
-        log_mel_cosine(reference, actual, rate, mean_removed=True),
-        stft_distance(reference, actual, rate),
-        mel_cepstral_distortion(reference, actual, rate),
+        log_mel_cosine(reference, actual, rate, mean_removed=True, noise=noise),
+        stft_distance(reference, actual, rate, noise),
+        mel_cepstral_distortion(reference, actual, rate, noise),
         pitch_agreement(reference, actual, rate),
     )
 
 
-def log_mel_cosine(reference: Array, actual: Array, rate: int, mean_removed: bool = False) -> float:
+def log_mel_cosine(reference: Array, actual: Array, rate: int, mean_removed: bool = False, noise: float = 0.0) -> float:
     """Mean over frames of the cosine between the log-mel spectra of two clips (N,); -1 where anything is not finite.
 
     Logarithms are mostly negative, so plain spectra share a constant that lifts every cosine; `mean_removed` subtracts the
-    reference's mean over time from both sides first, per bin. Raises ValueError where the lengths differ.
+    reference's mean over time from both sides first, per bin. `noise` as in log_mel. Raises ValueError where the lengths differ.
     """
     if not _comparable(reference, actual):
         return -1.0
-    wanted, got = (log_mel(side, rate) for side in (reference, actual))
+    wanted, got = (log_mel(side, rate, noise) for side in (reference, actual))
     if mean_removed and len(wanted) > 1:
         mean = wanted.mean(axis=0)
         wanted, got = wanted - mean, got - mean
@@ -57,11 +60,11 @@ def log_mel_cosine(reference: Array, actual: Array, rate: int, mean_removed: boo
     return float(cosines.mean())
 
 
-def stft_distance(reference: Array, actual: Array, rate: int) -> float:
+def stft_distance(reference: Array, actual: Array, rate: int, noise: float = 0.0) -> float:
     """Mean over three resolutions of spectral convergence + mean |difference of log magnitudes|; inf for what is not finite.
 
     Spectral convergence is the Frobenius norm of the difference of magnitudes over that of the reference's. 0 for equal clips.
-    Raises ValueError where the lengths differ.
+    Magnitudes are at least STFT_FLOOR, and what white noise of the RMS `noise` has. Raises ValueError where the lengths differ.
     """
     if not _comparable(reference, actual):
         return np.inf
@@ -71,20 +74,21 @@ def stft_distance(reference: Array, actual: Array, rate: int) -> float:
     for seconds, step in STFT_SECONDS:
         window = round(seconds * rate)
         size, hop = power_of_two(window), round(step * rate)
-        wanted, got = (np.maximum(magnitudes(side, size, hop, window), STFT_FLOOR) for side in (reference, actual))
+        least = max(STFT_FLOOR, noise_magnitude(noise, window))
+        wanted, got = (np.maximum(magnitudes(side, size, hop, window), least) for side in (reference, actual))
         convergence = np.linalg.norm(wanted - got) / np.linalg.norm(wanted)
         found.append(convergence + np.mean(np.abs(np.log(wanted / got))))
     return float(np.mean(found))
 
 
-def mel_cepstral_distortion(reference: Array, actual: Array, rate: int) -> float:
+def mel_cepstral_distortion(reference: Array, actual: Array, rate: int, noise: float = 0.0) -> float:
     """dB, mean over the frames that are not quiet on both sides; inf where anything is not finite, 0 where nothing is heard.
 
-    Raises ValueError where the lengths differ.
+    `noise` as in log_mel. Raises ValueError where the lengths differ.
     """
     if not _comparable(reference, actual):
         return np.inf
-    wanted, got = (log_mel(side, rate) for side in (reference, actual))
+    wanted, got = (log_mel(side, rate, noise) for side in (reference, actual))
     loudness = [np.linalg.norm(np.exp(side), axis=1) for side in (wanted, got)]
     heard = np.maximum(*loudness) > QUIET_FRAME * np.sqrt(np.mean(loudness[0] ** 2))
     return float(cepstral_distances(wanted[heard], got[heard]).mean()) if heard.any() else 0.0

@@ -23,8 +23,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..errors import LibraryError
+from .hearing import INAUDIBLE, raised
 from .metrics import Comparison, compare, compare_audio
-from .thresholds import LIMITS, PART, snapshot, widened
+from .thresholds import LIMITS, PART, quietest, snapshot, widened
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,7 +35,8 @@ WHAT = {what for what, _precision in LIMITS}  # stages and the pipeline
 PRODUCERS = ("rvc-coreml", "upstream")
 GATE = "full"  # the case that a package has to pass before it serves
 SALIENCE, SALIENCE_FLOOR = "salience", 6e-4  # a tenth of FCPE's voicing threshold, the lowest of the pitch models
-AUDIO = "audio"  # the output that is heard, of the decoder and of the pipeline
+AUDIO = "audio"  # the output that is heard, of these
+HEARD = ("decoder", PIPELINE)
 CONSTANT = 2.0**-11  # deviation over RMS: below half precision's own step there is nothing but the mean
 SHORTEST_AUDIO = 0.1  # seconds: below it there is no spectrum or pitch to speak of
 AGAIN = "record them again with 'rvc-coreml golden record'"
@@ -76,8 +78,13 @@ class Golden:
         """Frames that are no padding."""
         return next(iter(self.layouts.values())).valid
 
-    def compare(self, actual: Mapping[str, np.ndarray], rate: int | None = None, audio: bool = True) -> dict[str, Comparison]:
+    def compare(
+        self, actual: Mapping[str, np.ndarray], rate: int | None = None, audio: bool = True, heard: bool = True
+    ) -> dict[str, Comparison]:
         """By output name. `audio` adds the metrics of sound, which take longer, at `rate` Hz (None: the recorded one).
+
+        Audio is judged as it is `heard`: where it is quiet, as though it were so loud that an inaudible error is just good
+        (`hearing`, `thresholds.quietest`). Without, every error counts, as it has to between two recordings.
 
         SNR is mean-removed. What has no course over time, a single frame or the case of a `still` input, has its mean
         taken over all values; a part's output that does not vary keeps it. Salience below SALIENCE_FLOOR counts as
@@ -95,10 +102,16 @@ class Golden:
             wanted, got = layout.crop(wanted), layout.crop(got)
             if name == SALIENCE:
                 wanted, got = _floored(wanted), _floored(got)
+            noise = quietest_frame = 0.0
+            if name == AUDIO and heard and self.what in HEARD:
+                least = quietest(self.what)
+                wanted, got = raised(wanted, got, least.clip)
+                noise, quietest_frame = INAUDIBLE, least.frame
             if name == AUDIO and audio and rate and wanted.size >= SHORTEST_AUDIO * rate:
-                compared[name] = compare_audio(wanted.reshape(-1), got.reshape(-1), rate)
+                compared[name] = compare_audio(wanted.reshape(-1), got.reshape(-1), rate, noise, quietest_frame)
             else:
-                compared[name] = compare(wanted, got, layout.time_axis, layout.samples, self.steady(name), not self._constant(wanted))
+                centred = not self._constant(wanted)
+                compared[name] = compare(wanted, got, layout.time_axis, layout.samples, self.steady(name), centred, quietest_frame)
         return compared
 
     def steady(self, output: str) -> bool:

@@ -41,16 +41,24 @@ class Comparison:
         return {**known, "exact": self.snr_db == np.inf}
 
 
-def compare(reference: Array, actual: Array, time_axis: int = -1, frame: int = 1, steady: bool = False, centred: bool = True) -> Comparison:
+def compare(
+    reference: Array,
+    actual: Array,
+    time_axis: int = -1,
+    frame: int = 1,
+    steady: bool = False,
+    centred: bool = True,
+    quietest_frame: float = 0.0,
+) -> Comparison:
     """All metrics at once. `time_axis` is the axis of frames; `frame` samples make one frame (audio: one per 10 ms).
 
-    `steady` and `centred` as in snr_db. Raises ValueError where the shapes differ.
+    `steady` and `centred` as in snr_db, `quietest_frame` as in worst_frame_cosine. Raises ValueError where the shapes differ.
     """
     if reference.shape != actual.shape:
         raise ValueError(f"shapes differ: {reference.shape} and {actual.shape}")
     return Comparison(
         snr_db(reference, actual, time_axis, steady, centred),
-        worst_frame_cosine(reference, actual, time_axis, frame),
+        worst_frame_cosine(reference, actual, time_axis, frame, quietest_frame),
         level_ratio(reference, actual),
         float(np.max(np.abs(reference.astype(np.float64) - actual), initial=0.0)),
         bool(np.isfinite(actual).all()),
@@ -59,13 +67,14 @@ def compare(reference: Array, actual: Array, time_axis: int = -1, frame: int = 1
     )
 
 
-def compare_audio(reference: Array, actual: Array, rate: int) -> Comparison:
+def compare_audio(reference: Array, actual: Array, rate: int, noise: float = 0.0, quietest_frame: float = 0.0) -> Comparison:
     """Two clips (N,) at `rate` Hz: all of `compare` in frames of 10 ms, and the metrics of audio.
 
-    Raises ValueError where the clips differ in length or have another number of axes.
+    `noise` is what counts as silence in spectra, as in compare_sound, `quietest_frame` as in worst_frame_cosine. Raises
+    ValueError where the clips differ in length or have another number of axes.
     """
-    compared = compare(reference, actual, 0, rate // FRAMES_A_SECOND)
-    return replace(compared, audio=compare_sound(reference, actual, rate))
+    compared = compare(reference, actual, 0, rate // FRAMES_A_SECOND, quietest_frame=quietest_frame)
+    return replace(compared, audio=compare_sound(reference, actual, rate, noise))
 
 
 def snr_db(reference: Array, actual: Array, time_axis: int = -1, steady: bool = False, centred: bool = True) -> float:
@@ -101,8 +110,11 @@ def max_relative_error(reference: Array, actual: Array) -> float:
     return largest / rms if rms > 0 else np.inf
 
 
-def worst_frame_cosine(reference: Array, actual: Array, time_axis: int = -1, frame: int = 1) -> float:
-    """Smallest cosine between corresponding frames, quiet frames left out; -1 where anything is not finite."""
+def worst_frame_cosine(reference: Array, actual: Array, time_axis: int = -1, frame: int = 1, quietest: float = 0.0) -> float:
+    """Smallest cosine between corresponding frames, quiet frames left out; -1 where anything is not finite.
+
+    The error in a frame whose RMS is below `quietest` is judged as though the frame had that RMS.
+    """
     wanted, got = (_frames(side.astype(np.float64), time_axis, frame) for side in (reference, actual))
     if not np.isfinite(got).all():
         return -1.0
@@ -110,8 +122,13 @@ def worst_frame_cosine(reference: Array, actual: Array, time_axis: int = -1, fra
     heard = loudness > QUIET_FRAME * np.sqrt(np.mean(loudness**2))
     if not heard.any():
         return 1.0 if np.array_equal(wanted, got) else -1.0
-    product = np.sum(wanted[heard] * got[heard], axis=1)
-    return float(np.min(product / np.maximum(loudness[heard] * np.linalg.norm(got[heard], axis=1), 1e-30)))
+    wanted, got, loudness = wanted[heard], got[heard], loudness[heard]
+    least = quietest * wanted.shape[1] ** 0.5
+    if (loudness < least).any():
+        more = wanted * np.maximum(least / loudness - 1, 0)[:, None]
+        wanted, got, loudness = wanted + more, got + more, np.maximum(loudness, least)
+    product = np.sum(wanted * got, axis=1)
+    return float(np.min(product / np.maximum(loudness * np.linalg.norm(got, axis=1), 1e-30)))
 
 
 def level_ratio(reference: Array, actual: Array) -> float:

@@ -12,11 +12,20 @@ _PIECE_FRAMES = 1000  # transformed at once, so that memory stays bounded
 Array = NDArray[np.floating]
 
 
-def log_mel(audio: Array, rate: int) -> NDArray[np.float64]:
-    """(N,) at `rate` Hz -> (frames, MEL_BINS), a frame for every 10 ms: natural log of mel magnitudes of at least MEL_FLOOR."""
+def log_mel(audio: Array, rate: int, noise: float = 0.0) -> NDArray[np.float64]:
+    """(N,) at `rate` Hz -> (frames, MEL_BINS), a frame for every 10 ms: natural log of mel magnitudes of at least MEL_FLOOR.
+
+    What white noise of the RMS `noise` puts into a bin is the least too.
+    """
     size = power_of_two(MEL_WINDOW_SECONDS * rate)
     filters = _mel_filters(rate, size).T
-    return np.log(np.maximum(magnitudes(audio, size, rate // 100, size, filters), MEL_FLOOR))
+    least = np.maximum(MEL_FLOOR, noise_magnitude(noise, size) * filters.sum(axis=0))
+    return np.log(np.maximum(magnitudes(audio, size, rate // 100, size, filters), least))
+
+
+def noise_magnitude(rms: float, window: int) -> float:
+    """RMS magnitude of white noise of that RMS under a periodic Hann window, whose squares sum to 3/8 of its samples."""
+    return rms * (3 / 8 * window) ** 0.5
 
 
 def magnitudes(audio: Array, size: int, hop: int, window: int, filters: NDArray[np.float64] | None = None) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
+from .hearing import INAUDIBLE, INAUDIBLE_DBFS
 from .metrics import Comparison
 
 Border = float | tuple[float, float]
@@ -88,6 +89,16 @@ USABLE_SNR, USABLE_LEVEL = 30.0, (0.9, 1.1)
 SHARED = (
     Limit("snr_db", USABLE_SNR, USABLE_SNR, "far below what half precision gives (45 to 60 dB) and far above any wrong result"),
     Limit("level", USABLE_LEVEL, USABLE_LEVEL, "1 dB is heard; the known failure of fp16 vocoders is a level of 4.25", "range"),
+)
+# Not a metric but what they allow for in audio: see `quietest`.
+HEARING = (
+    Limit(
+        "inaudible_dbfs",
+        INAUDIBLE_DBFS,
+        INAUDIBLE_DBFS,
+        "speech at -20 dBFS is listened to at 65 dB SPL, so an error of -85 dBFS is at 0 dB SPL, where hearing begins (ISO 226, ISO 389-7)",
+        "at_most",
+    ),
 )
 _LEVELS = {
     "fp16": Limit(
@@ -204,6 +215,25 @@ def limit(what: str, precision: str, metric: str) -> Limit:
     return {entry.metric: entry for entry in LIMITS[what, precision]}[metric]
 
 
+@dataclass(frozen=True)
+class Quietest:
+    """RMS of a clip, and of a frame of 10 ms, that is judged as though it were no quieter; full scale is 1."""
+
+    clip: float
+    frame: float
+
+
+def quietest(what: str) -> Quietest:
+    """Where an inaudible error is just good in half precision: the decoder's -40 dBFS for 45 dB, the pipeline's -45 dBFS for 40 dB.
+
+    Whatever is louder is judged by its own level. Raises KeyError for what has no row.
+    """
+    snr, cosine = (limit(what, "fp16", metric).good for metric in ("snr_db", "worst_cosine"))
+    assert isinstance(snr, float), "a lower limit"  # noqa: S101
+    assert isinstance(cosine, float), "a lower limit"  # noqa: S101
+    return Quietest(INAUDIBLE * 10 ** (snr / 20), INAUDIBLE * cosine / (1 - cosine**2) ** 0.5)
+
+
 def judge(comparison: Comparison, what: str, precision: str) -> Judgement:
     """The worst band of any metric. `what` is a stage or "pipeline"; metrics of audio count where they were measured.
 
@@ -228,9 +258,9 @@ def _judged(comparison: Comparison, limits: tuple[Limit, ...]) -> Judgement:
 
 
 def snapshot() -> dict[str, Any]:
-    """The whole table for JSON: {"decoder": {"fp16": {"snr_db": {good, degraded, direction, reason}}}}, and "shared"."""
+    """The whole table for JSON: {"decoder": {"fp16": {"snr_db": {good, degraded, direction, reason}}}}, "shared" and "hearing"."""
     rows: dict[str, Any] = {}
-    for (what, precision), limits in (*LIMITS.items(), (("shared", "any"), SHARED)):
+    for (what, precision), limits in (*LIMITS.items(), (("shared", "any"), SHARED), (("hearing", "any"), HEARING)):
         rows.setdefault(what, {})[precision] = {
             entry.metric: {
                 "good": _plain(entry.good),
@@ -247,7 +277,7 @@ def widened(recorded: dict[str, Any], changes: list[dict[str, Any]]) -> list[str
     """One sentence for every limit that is looser now than in `recorded` and that no line of `changes` explains.
 
     A line is {threshold, from, to, why, date} with a threshold like "decoder/fp16/snr_db/good"; lines are followed in their
-    order from the recorded number. `to` is null for a limit that is gone.
+    order from the recorded number. `to` is null for a limit that is gone, `from` where a recording knows no inaudible error.
     """
     found = []
     for name, was, now in loosened(recorded, changes):
@@ -267,6 +297,11 @@ def loosened(recorded: dict[str, Any], changes: list[dict[str, Any]]) -> list[tu
         new = today[name][0] if name in today else None
         if allowed is not None and (new is None or today[name][1] != direction or _looser(new, allowed, direction)):
             found.append((name, allowed, new))
+    if "hearing" not in recorded:  # every error counted then
+        for name, (new, direction) in _borders({"hearing": snapshot()["hearing"]}):
+            allowed = _followed(name, None, changes)
+            if allowed is None or _looser(new, allowed, direction):
+                found.append((name, allowed, new))
     return found
 
 
@@ -283,7 +318,7 @@ def _followed(name: str, old: Any, changes: list[dict[str, Any]]) -> Any:
     """The number that the complete lines of `changes` lead to."""
     for line in changes:
         complete = all(str(line.get(key) or "").strip() for key in ("why", "date"))
-        if complete and line.get("threshold") == name and line.get("from") == old and "to" in line:
+        if complete and line.get("threshold") == name and line.get("from") == old and {"from", "to"} <= set(line):
             old = line["to"]
     return old
 
@@ -299,4 +334,6 @@ def _plain(border: Border) -> float | list[float]:
 
 
 def _shown(border: Any) -> str:
+    if border is None:
+        return "none"
     return f"{border[0]:g} to {border[1]:g}" if isinstance(border, list) else f"{border:g}"

@@ -333,7 +333,7 @@ def check(library: Library, component: Component) -> list[Drift]:
                     actual = replay(golden, _pytorch(library, component))
                 else:
                     actual = predict_arrays(_in_pytorch(backend, component, name), golden.inputs)
-                compared = golden.compare(actual, audio=False)
+                compared = golden.compare(actual, audio=False, heard=False)
             except (RvcCoremlError, ValueError, KeyError) as error:
                 drifts.append(Drift(title, name, case, None, False, printable(str(error))))
                 continue

@@ -131,7 +131,7 @@ def _differs(recorded: Golden, today: Golden) -> Iterator[str]:
         elif _input_snr_db(wanted, got) < LEAST_SNR_DB:
             yield f"the input {name} has {_input_snr_db(wanted, got):.1f} dB of the recorded one ({LEAST_SNR_DB:.0f} are asked for)"
     try:
-        compared = recorded.compare(today.outputs, audio=False)
+        compared = recorded.compare(today.outputs, audio=False, heard=False)
     except ValueError as error:
         yield str(error)
         return

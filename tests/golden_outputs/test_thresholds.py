@@ -359,6 +359,22 @@ def test_a_limit_or_a_row_that_is_gone_needs_lines(monkeypatch: pytest.MonkeyPat
     assert sum("flow/fp32" in line for line in widened(before, [])) == 2 * 4
 
 
+def test_an_inaudible_error_that_the_recording_does_not_know_needs_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = recorded()
+    before = {what: rows for what, rows in known.items() if what != "hearing"}
+    names = [f"hearing/any/inaudible_dbfs/{border}" for border in ("good", "degraded")]
+    found = widened(before, [])
+    assert [line.split(",")[0] for line in found] == [f"the limit {name} is -85" for name in names]
+    assert "the recorded none" in found[0]
+    lines = [change(None, -85.0, threshold=name) for name in names]
+    assert widened(before, lines) == []
+    assert len(widened(before, lines[:1])) == 1
+    louder = tuple(dataclasses.replace(entry, good=-80.0, degraded=-80.0) for entry in thresholds.HEARING)
+    monkeypatch.setattr(thresholds, "HEARING", louder)
+    assert len(widened(known, [])) == len(widened(before, lines)) == 2
+    assert widened(before, [*lines, *(change(-85.0, -80.0, threshold=name) for name in names)]) == []
+
+
 def test_a_limit_that_turned_round_is_told() -> None:
     rows = copy.deepcopy(recorded())
     rows["decoder"]["fp16"]["snr_db"]["direction"] = "at_most"

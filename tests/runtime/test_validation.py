@@ -219,7 +219,8 @@ def test_thresholds_that_were_looser_when_recorded_pass_and_stricter_ones_fail(l
     manifest = json.loads(path.read_text())
     limit = manifest["thresholds"]["decoder"]["fp16"]["snr_db"]
     for recorded, good in ((limit["good"] - 1, True), (limit["good"] + 1, False)):
-        path.write_text(json.dumps({**manifest, "thresholds": {"decoder": {"fp16": {"snr_db": {**limit, "good": recorded}}}}}))
+        rows = {"decoder": {"fp16": {"snr_db": {**limit, "good": recorded}}}, "hearing": manifest["thresholds"]["hearing"]}
+        path.write_text(json.dumps({**manifest, "thresholds": rows}))
         found = validated(library, "decoder")
         assert found.passed is good
         assert len(found.widened) == (not good)
