@@ -1,7 +1,7 @@
-"""All steps on one machine with one GPU: speech arrives while the encoder and the vocoder train side by side.
+"""All steps one after another on one machine with one GPU.
 
-The defaults are the times with which the files in git were made, about 25 minutes on one H200 with 16 cores. On fewer
-cores the head start has to be longer: the voice learns from the target's speech of the head start alone.
+The defaults are the times with which the files in git were made on one H200 with 16 cores. On a slower machine the synthesis has to
+be given longer.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from .pack import KOKORO, REST, STYLES
 from .shards import SPEECH, TARGET
 from .sources import TrainingError
 
-# Before training begins: what speaks fastest, in small shards, so that there are some when the time is over.
-HEAD_START = ("--shares", "joe=0.5,heart=0.5", "--shard-seconds", "8", "--tag", "start_")
-MEANWHILE = ("--shares", "kokoro=0.8,heart=0.2")  # beside training: many speakers, one of them quickly
+SHARES = "kokoro=0.6,joe=0.25,heart=0.15"  # of the workers; Kokoro speaks on the GPU, the others on a core each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="cuda or cpu (default: cuda)")
-    parser.add_argument("--head-start", type=float, default=0.5, help="minutes of synthesis before training begins (default: 0.5)")
-    parser.add_argument("--encoder-minutes", type=float, default=7.3, help="of the encoder, and of the vocoder beside it (default: 7.3)")
-    parser.add_argument("--voice-minutes", type=float, default=14.5, help="(default: 14.5)")
+    parser.add_argument("--synthesis-minutes", type=float, default=3.0, help="(default: %(default)s)")
+    parser.add_argument("--encoder-minutes", type=float, default=9.0, help="(default: %(default)s)")
+    parser.add_argument("--vocoder-minutes", type=float, default=6.0, help="(default: %(default)s)")
+    parser.add_argument("--voice-minutes", type=float, default=16.0, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes that synthesise (default: one a core)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-export", action="store_true", help="stop before models/embedded/ is written, which needs more libraries")
@@ -36,61 +35,39 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
     common = ["--work", str(arguments.work)]
     seeded = ["--seed", str(arguments.seed)]
     training = ["--device", arguments.device, "--resume", *seeded]
+    workers = ["--workers", str(arguments.workers)] if arguments.workers else []
+    minutes = {
+        step: ["--minutes", str(getattr(arguments, f"{name}_minutes"))]
+        for step, name in (("generate", "synthesis"), ("encoder", "encoder"), ("vocoder", "vocoder"), ("voice", "voice"))
+    }
     return {
         "prepare": ["prepare", *common],
-        "generate": _speaking(arguments, arguments.encoder_minutes, MEANWHILE),
-        "encoder": ["encoder", *common, "--minutes", str(arguments.encoder_minutes), *training],
-        "vocoder": ["vocoder", *common, "--minutes", str(arguments.encoder_minutes), *training],
-        "voice": ["voice", *common, "--minutes", str(arguments.voice_minutes), *training],
+        "generate": ["generate", *common, *minutes["generate"], "--shares", SHARES, *workers, *seeded],
+        **{step: [step, *common, *minutes[step], *training] for step in ("encoder", "vocoder", "voice")},
         "export": ["export", *common],
     }
 
 
-def head_start(arguments: argparse.Namespace) -> list[str]:
-    """The words of the synthesis before training."""
-    return _speaking(arguments, arguments.head_start, HEAD_START)
-
-
-def _speaking(arguments: argparse.Namespace, minutes: float, options: Sequence[str]) -> list[str]:
-    workers = ["--workers", str(arguments.workers)] if arguments.workers else []
-    return ["generate", "--work", str(arguments.work), "--minutes", str(minutes), *options, *workers, "--seed", str(arguments.seed)]
-
-
-def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+def _run(words: Sequence[str]) -> None:
     print("train_embedded", *words, flush=True)
-    return subprocess.Popen([sys.executable, "-m", __package__ or "train_embedded", *words])
-
-
-def _finish(process: subprocess.Popen[bytes], step: str) -> None:
-    if process.wait():
-        raise TrainingError(f"the step {step!r} ended with status {process.returncode}; what it said stands above")
+    status = subprocess.run([sys.executable, "-m", __package__ or "train_embedded", *words], check=False).returncode
+    if status:
+        raise TrainingError(f"the step {words[0]!r} ended with status {status}; what it said stands above")
 
 
 def _check_speech(folder: Path) -> None:
-    """Raises TrainingError where the head start was too short for both kinds of shards."""
+    """Raises TrainingError where synthesis was too short for both kinds of shards."""
     missing = [kind for kind in (TARGET, SPEECH) if not any(folder.glob(f"{kind}_*.npz"))]
     if missing:
-        raise TrainingError(f"{folder} holds no {' and no '.join(missing)} shard after the head start: give it more with --head-start")
+        raise TrainingError(f"{folder} holds no {' and no '.join(missing)} shard: give synthesis longer with --synthesis-minutes")
 
 
 def run(arguments: argparse.Namespace) -> None:
     words = commands(arguments)
     work: Path = arguments.work
     if not ((work / KOKORO / STYLES).exists() and (work / REST).is_dir()):
-        _finish(_start(words["prepare"]), "prepare")
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        running["generate"] = _start(head_start(arguments))
-        _finish(running.pop("generate"), "generate")
-        _check_speech(work / "shards")
-        for step in ("generate", "encoder", "vocoder"):
-            running[step] = _start(words[step])
-        for step in ("encoder", "vocoder", "generate"):
-            _finish(running.pop(step), step)
-        for step in ("voice", *(() if arguments.no_export else ("export",))):
-            running[step] = _start(words[step])
-            _finish(running.pop(step), step)
-    finally:
-        for process in running.values():  # a step failed, or the user stopped all
-            process.terminate()
-            process.wait()
+        _run(words["prepare"])
+    _run(words["generate"])
+    _check_speech(work / "shards")
+    for step in ("encoder", "vocoder", "voice", *(() if arguments.no_export else ("export",))):
+        _run(words[step])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from rvc_coreml.errors import UsageError
 from rvc_coreml.models import Hubert, load_hubert
 from torch import Tensor
+from torch.nn import functional as F
 
 from .augment import FRAME_CENTRE, FRAME_HOP, draw_voice, recorded, resample
+from .counterparts import Counterpart
 from .target import Speech, Timeline
 
 SAMPLE_RATE = 16000
@@ -36,9 +39,15 @@ def open_encoder(folder: Path, device: torch.device) -> Hubert:
 def high_passed(audio: Tensor) -> Tensor:
     """(1, N) -> the same without what lies below 48 Hz, as the pipeline prepares a clip; zero phase."""
     samples = audio.shape[1]
-    spectrum = torch.fft.rfft(audio)
-    frequencies = torch.fft.rfftfreq(samples, 1 / SAMPLE_RATE, device=audio.device).clamp_min(1e-3)
-    return torch.fft.irfft(spectrum / (1 + (HIGH_PASS / frequencies) ** (2 * ORDER)), samples)
+    size = _whole_seconds(samples)
+    spectrum = torch.fft.rfft(audio, size)
+    frequencies = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE, device=audio.device).clamp_min(1e-3)
+    return torch.fft.irfft(spectrum / (1 + (HIGH_PASS / frequencies) ** (2 * ORDER)), size)[:, :samples]
+
+
+def _whole_seconds(samples: int) -> int:
+    """The next whole second: a GPU plans a transform for every new length, which takes longer than many transforms."""
+    return -(-samples // SAMPLE_RATE) * SAMPLE_RATE
 
 
 @torch.no_grad()
@@ -51,17 +60,25 @@ def clip_features(encoder: Hubert, audio: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def other_features(encoder: Hubert, audio: Tensor) -> Tensor:
-    """The same of the clip as another voice in another room; features are put back where the clip's own frames are."""
+def other_features(encoder: Hubert, audio: Tensor, places: Tensor | None = None) -> Tensor:
+    """The same of the clip as another voice in another room; features are put back where the clip's own frames are.
+
+    With `places` (F,), in samples of the clip, the features there are given instead.
+    """
     speed, warp = draw_voice(audio)
-    samples = int(audio.shape[1] / float(speed))
-    view = recorded(resample(audio, speed, samples), warp)
-    found = clip_features(encoder, view)
-    frames = -(-audio.shape[1] // FRAME_HOP)
-    centres = torch.arange(frames, device=audio.device) * FRAME_HOP + FRAME_CENTRE
-    places = (centres - (audio.shape[1] - 1) / 2) / speed[0] + (samples - 1) / 2
-    nearest = ((places - FRAME_CENTRE) / FRAME_HOP).round().long().clamp(0, len(found) - 1)
+    samples = _whole_seconds(int(audio.shape[1] / float(speed)) + FRAME_HOP)
+    room = max(0, math.ceil(samples * float(speed)) - audio.shape[1]) // 2 + 1  # silence around it, as resampling keeps the middle
+    found = clip_features(encoder, recorded(resample(F.pad(audio, (room, room)), speed, samples), warp))
+    if places is None:
+        places = frame_centres(audio.shape[1], audio.device)
+    read = (places - (audio.shape[1] - 1) / 2) / speed[0] + (samples - 1) / 2
+    nearest = ((read - FRAME_CENTRE) / FRAME_HOP).round().long().clamp(0, len(found) - 1)
     return found[nearest]
+
+
+def frame_centres(samples: int, device: torch.device) -> Tensor:
+    """Where a clip's frames lie in it, in samples (F,)."""
+    return torch.arange(-(-samples // FRAME_HOP), device=device) * FRAME_HOP + FRAME_CENTRE
 
 
 def waveform(samples: NDArray[np.int16], device: torch.device) -> Tensor:
@@ -75,28 +92,47 @@ def untimed_kernels() -> AbstractContextManager[None]:
 
 
 class FeatureTable:
-    """Features of a timeline at 50 Hz: half precision (1 + copies, frames / 2, 256), the clean ones first."""
+    """Features of a timeline at 50 Hz: half precision (1 + copies, frames / 2, 256), the clean ones first.
 
-    def __init__(self, encoder: Hubert, speech: Speech, timeline: Timeline, copies: int, seconds: float = math.inf) -> None:
-        """Copies that are not complete after so many seconds are left out."""
+    A copy of a clip is another speaker's clip of the same sentence where there is one left, else the clip in disguise.
+    """
+
+    def __init__(
+        self,
+        encoder: Hubert,
+        speech: Speech,
+        timeline: Timeline,
+        copies: int,
+        seconds: float = math.inf,
+        others: Sequence[Sequence[Counterpart]] = (),
+    ) -> None:
+        """Copies that are not complete after so many seconds are left out; `others` are every clip's counterparts."""
         device = timeline.audio.device
         started = time.monotonic()
         width = encoder.config.projection or 0
-        self.copies = 0
+        self.copies = self.by_others = 0
         self.table = torch.zeros(1 + copies, timeline.frames // 2, width, dtype=torch.float16, device=device)
-        clips = [high_passed(waveform(clip.audio, device)) for clip in speech.clips]
         with untimed_kernels():
-            self._fill(encoder, speech, timeline, clips, started + seconds)
+            self._fill(encoder, speech, timeline, others or [[] for _ in speech.clips], started + seconds)
 
-    def _fill(self, encoder: Hubert, speech: Speech, timeline: Timeline, clips: list[Tensor], deadline: float) -> None:
+    def _fill(self, encoder: Hubert, speech: Speech, timeline: Timeline, others: Sequence[Sequence[Counterpart]], deadline: float) -> None:
+        clips = [high_passed(waveform(clip.audio, self.table.device)) for clip in speech.clips]
         for copy in range(len(self.table)):
             for index, (audio, first) in enumerate(zip(clips, timeline.first, strict=True)):
                 if copy and time.monotonic() > deadline:
                     return
-                found = other_features(encoder, audio) if copy else clip_features(encoder, audio)
+                found = self._copy(encoder, audio, others[index][copy - 1 : copy]) if copy else clip_features(encoder, audio)
                 count = speech.frames(index) // 2
                 self.table[copy, first // 2 : first // 2 + count] = found[:count]
             self.copies = copy
+
+    def _copy(self, encoder: Hubert, audio: Tensor, others: Sequence[Counterpart]) -> Tensor:
+        if not others:
+            return other_features(encoder, audio)
+        self.by_others += 1
+        centres = frame_centres(audio.shape[1], audio.device)
+        places = torch.from_numpy(others[0].at(centres.cpu().double().numpy())).to(centres)
+        return other_features(encoder, high_passed(waveform(others[0].clip.audio, audio.device)), places)
 
     def clean(self, timeline: Timeline, minutes: float) -> NDArray[np.float16]:
         """Features of the first clips, up to so many minutes: (F, 256)."""

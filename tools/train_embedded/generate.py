@@ -24,6 +24,8 @@ from .texts import read_texts
 WIDE_RATE = 32000  # Hz, of the embedded voice
 _FULL = 0.98  # the largest sample that is stored
 _AFTERWARDS = "kokoro"  # what a worker turns to once its own synthesiser has spoken enough
+TARGET_SENTENCES = 900  # the first of all: what the target says
+SHARED_SHARE = 0.25  # of what others say are the target's sentences too: see counterparts
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,12 @@ def make_clip(speech: Speech, sentence: int, wide: bool) -> Clip:
 
 
 def clips(synthesiser: Synthesiser, texts: list[dict[str, str]], rng: np.random.Generator) -> Iterator[Clip]:
-    """Without end: all sentences in an order of their own, again and again."""
+    """Without end: all sentences, or the target's, in an order of their own, again and again."""
+    shared = min(TARGET_SENTENCES, len(texts))
     while True:
-        for sentence in rng.permutation(len(texts)).tolist():
-            yield make_clip(synthesiser.speak(texts[sentence]["phonemes"], rng), sentence, synthesiser.wide)
+        for sentence in rng.permutation(shared if synthesiser.wide else len(texts)).tolist():
+            said = sentence if synthesiser.wide or rng.random() >= SHARED_SHARE else int(rng.integers(shared))
+            yield make_clip(synthesiser.speak(texts[said]["phonemes"], rng), said, synthesiser.wide)
 
 
 def work(plan: Plan, bundles: Path, folder: Path) -> dict[str, float]:
@@ -132,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, required=True, help="of wall time")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, of one thread each (default: one a core)")
     parser.add_argument("--shares", default="kokoro=0.8,joe=0.1,heart=0.1", help="of the workers (default: %(default)s)")
-    parser.add_argument("--target-minutes", type=float, default=90, help="of the target's speech, after which its workers turn to Kokoro")
+    parser.add_argument("--target-minutes", type=float, default=75, help="of the target's speech, after which its workers turn to Kokoro")
     parser.add_argument("--heart-minutes", type=float, default=180, help="of hibari's speech, likewise")
     parser.add_argument("--shard-seconds", type=float, default=60, help="of wall time for each shard")
     parser.add_argument("--bundles", type=Path, help="where bundle_kokoro and bundle_rest lie (default: W)")

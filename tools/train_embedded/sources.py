@@ -74,6 +74,12 @@ SOURCES: tuple[Source, ...] = (
         )
     ),
     Source(
+        *("PyPI", "kokoro", "0.9.4", "kokoro-0.9.4-py3-none-any.whl"),
+        "a129dc6364a286bd6a92c396e9862459d3d3e45f2c15596ed5a94dcee5789efd",
+        *("Apache-2.0", "code alone"),
+        "Kokoro-82M's networks as PyTorch modules",
+    ),
+    Source(
         *("npm", "kokoro-js", "1.2.1", "kokoro-js-1.2.1.tgz"),
         "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
         *("Apache-2.0", _KOKORO_DATA),

@@ -18,6 +18,7 @@ from rvc_coreml.models import sample_prior
 from torch import Tensor
 
 from .adversarial import AVERAGED_EARLY, Losses, Model, Phase, train
+from .counterparts import find_counterparts
 from .features import FeatureTable, clip_features, high_passed, open_encoder, waveform
 from .losses import KL_WEIGHT, kl_divergence, linear_spectra
 from .networks import VERSION, export_state
@@ -30,16 +31,18 @@ NAME = "voice"
 BATCH, WINDOW = 32, 320  # frames
 ALIGNMENT_UNTIL = 0.15  # of the schedule
 PRIOR_SHARE = 0.5  # of a batch's segments are decoded from the prior
-CLEAN_SHARE = 0.5  # of a batch's items have the target's own features, the others an augmented copy's
-COPIES = 4
-FEATURE_SECONDS = 60.0
+CLEAN_SHARE = 0.4  # of a batch's items have the target's own features, the others a copy's
+COPIES = 6
+FEATURE_SECONDS = 90.0
 INDEX_MINUTES = 60.0  # of speech whose features go into the index
 SR_NAMES = {32000: "32k", 40000: "40k", 48000: "48k"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser, BATCH, WINDOW)
-    parser.add_argument("--copies", type=int, default=COPIES, help="augmented copies of every clip whose features are trained on")
+    parser.add_argument(
+        "--copies", type=int, default=COPIES, help="of every clip's features, by other speakers or disguised (default: %(default)s)"
+    )
     parser.add_argument("--feature-seconds", type=float, default=FEATURE_SECONDS, help="after which no more copies are made")
 
 
@@ -49,7 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     encoder = open_encoder(arguments.work / "encoder" / "hf", session.device)
     speech, held_out = read_speech(arguments.work, arguments.pitch_model, arguments.workers)
     timeline = Timeline(speech, session.device, arguments.window)
-    table = FeatureTable(encoder, speech, timeline, arguments.copies, arguments.feature_seconds)
+    others = find_counterparts(arguments.work / "shards", speech.clips)
+    table = FeatureTable(encoder, speech, timeline, arguments.copies, arguments.feature_seconds, others)
     save_array(session.folder / "features.npy", table.clean(timeline, INDEX_MINUTES))
     prompts = [
         clip_features(encoder, high_passed(waveform(held_out.clips[index].audio, session.device)))
@@ -63,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         training.model.load(state)
         session.restore_randomness(state)
-    session.log(**speech.facts(), held_out=len(held_out.clips), feature_copies=table.copies)
+    session.log(**speech.facts(), held_out=len(held_out.clips), feature_copies=table.copies, by_others=table.by_others)
     train(session, training.model, training.phases(), training.listen)
 
 
