@@ -15,7 +15,7 @@ from rvc_coreml.runtime.converter import VoiceConverter
 
 CLIP = Path(__file__).parent.parent / "golden_outputs" / "audio" / "librivox_austen_0880.wav"
 START, SECONDS = 0.5, 1.0  # and a second of context on either side: what the windows below hold
-INDEX_RATE = 0.5  # as the card recommends; what a feature near two of the index's vectors costs is in docs/half_precision.md
+INDEX_RATE = 0.5  # so that retrieval takes part; what a feature near two of the index's vectors costs is in docs/half_precision.md
 CONTENT_WINDOW, WINDOWS = "155", ("text_encoder=310", "flow=160", "decoder=60")
 # dB, of the whole chain; seeded weights cost the text encoder several (docs/half_precision.md), as in test_full_size.py.
 LEAST_SNR, LEAST_SNR_SEEDED = 40.0, 35.0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rvc_coreml.errors import UsageError
-from train_embedded import evaluate, measuring
+from train_embedded import evaluate, evaluation_page, measuring
 from train_embedded.card import Facts, blocks
 from train_embedded.document import BEGIN, END
 from train_embedded.evaluate import Measures, Target, measured, primary_recogniser, problems_of, speakers_shifts
@@ -201,3 +201,12 @@ def test_the_measures_say_what_is_known() -> None:
     rows = known_answers(Measures.load(list(measuring.RECOGNISERS)), librivox()[0], packaged_recordings()[0])
     assert len(rows) >= 12
     assert [row["measure"] for row in rows if not row["holds"]] == []
+
+
+def test_the_default_seed_is_said_beside_the_medians() -> None:
+    def clip(kept: list[int], words: int) -> dict[str, Any]:
+        return {"words": {"ears": {"kept_by_seed": kept, "kept": {"words": words}}}}
+
+    clips = [clip([6, 5, 5], 8), clip([10, 12, 14], 14)]
+    assert evaluation_page._default_seed(clips, "ears") == "; with the default seed alone 75%, 71%"
+    assert evaluation_page._default_seed([*clips, clip([3], 4)], "ears") == ""

@@ -65,7 +65,7 @@ adversarially on the target's speech, as RVC voices are, with that encoder's fea
 
 ## Settings
 
-`--index-rate {index_rate}`, a middle between none and upstream's default of 0.75: no rate keeps the most words of every clip.
+`--index-rate {index_rate:g}`: the voice does not need its index; with it fewer words are kept, and the speaker is no more like the target.
 `--f0-method swiftf0`, with which the voice was trained. `--pitch`: the whole semitones from the speaker's median to the voice's, or none
 where they are less than {least_shift}: a reader within a tone of the voice needs none, and every needless shift moves the melody. Medians
 by SwiftF0: harvest takes much of this low, creaky voice for an octave more.

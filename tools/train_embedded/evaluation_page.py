@@ -100,11 +100,21 @@ def in_short(result: Row) -> str:
     own = fmean(one["quality"]["OVRL"] for one in result["target"]["own_speech"])
     return (
         f"In short, of the {row['clips']} {row['speech']} clips: {_percent(words['survival'])} of the words that {first} reads in the"
-        f" originals are kept ({each}); the conversions' similarity is {_number(alike['to_target'])} to the target and"
-        f" {_number(alike['to_source'])} to the source; the pitch is off by {errors} semitones; DNSMOS OVRL is"
+        f" originals are kept ({each}{_default_seed(clips, first)}); the conversions' similarity is"
+        f" {_number(alike['to_target'])} to the target and {_number(alike['to_source'])} to the source;"
+        f" the pitch is off by {errors} semitones; DNSMOS OVRL is"
         f" {_number(scores['converted']['OVRL'])}, the originals' {_number(scores['original']['OVRL'])}, the target's own speech's"
         f" {_number(own)}."
     )
+
+
+def _default_seed(clips: Sequence[Row], recogniser: str) -> str:
+    """What seed 0 alone, which conversions have by default, keeps of each clip; nothing where there was no other."""
+    found = [clip["words"][recogniser] for clip in clips]
+    if not all(len(one.get("kept_by_seed", [])) > 1 for one in found):
+        return ""
+    shares = [_percent(one["kept_by_seed"][0] / one["kept"]["words"] if one["kept"]["words"] else None) for one in found]
+    return f"; with the default seed alone {', '.join(shares)}"
 
 
 def _headings(recognisers: Sequence[str]) -> list[str]:

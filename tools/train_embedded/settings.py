@@ -11,8 +11,8 @@ MEDIAN_METHOD = "swiftf0"
 # Semitones of the smallest shift that is applied: a reader within a tone of the target needs none, and every needless shift moves
 # the melody.
 LEAST_SHIFT = 2
-# Share of the retrieved features, a middle: no rate keeps the most words of every clip (docs/embedded_voice.md).
-INDEX_RATE = 0.5
+# Share of the retrieved features: none keeps the most words, of speech by readers and of synthetic speech (docs/embedded_voice.md).
+INDEX_RATE = 0.0
 
 LEAST_SURVIVAL, MOST_SEMITONES = 0.7, 0.5  # words kept and median pitch error: what has to hold for each LibriVox clip
 LEAST_MARGIN = 0.1  # similarity to the target above that to the source, which is what "well above" is taken to be
