@@ -11,7 +11,7 @@ from rvc_coreml.errors import RvcCoremlError
 
 STEPS = {
     "prepare": ("sources", "get the pinned sources, phonemise the sentences and pack what the training machine needs (network)"),
-    "generate": ("generate", "synthesise labelled speech on the CPU, in shards, for as long as wanted"),
+    "generate": ("generate", "synthesise labelled speech, in shards, for as long as wanted: Kokoro on the GPU where there is one"),
     "check": ("agreement", "measure whether the labels stand where the sounds are"),
     "encoder": ("encoder", "train the content encoder, while shards may still arrive"),
     "vocoder": ("vocoder", "train the voice's posterior encoder and decoder on the target's speech"),
