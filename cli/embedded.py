@@ -27,7 +27,7 @@ def command(folder: Path, replace: bool, as_json: bool) -> None:
       rvc-coreml convert hubert try/hubert -o library
       rvc-coreml convert voice try/joe.pth -o library
       rvc-coreml convert pitch try/swift_f0.onnx -o library
-      rvc-coreml infer speech.wav out.wav -m library --voice joe
+      rvc-coreml infer speech.wav out.wav -m library --voice joe --index-rate 0
     """
     from ..models.embedded import read_embedded
     from ..runtime.embedded import write_embedded
@@ -38,13 +38,14 @@ def command(folder: Path, replace: bool, as_json: bool) -> None:
         note("the embedded weights are seeded random numbers, not a trained voice: what comes out is noise")
     if as_json:
         files = {name: str(path) for name, path in vars(written).items()}
-        print_json({"voice": embedded.name, "seeded": embedded.seeded, "median_pitch_hz": embedded.median_pitch, "files": files})
+        facts = {"seeded": embedded.seeded, "median_pitch_hz": embedded.median_pitch, "index_rate": embedded.index_rate}
+        print_json({"voice": embedded.name, **facts, "files": files})
         return
     click.echo(f"{folder}: {', '.join(path.name for path in vars(written).values())}")
     click.echo(
         f"{embedded.name}'s own pitch is {embedded.median_pitch:.0f} Hz at the median: --pitch -12 for speech of twice that, 12 of half"
     )
     commands = [f"convert {kind} {shlex.quote(str(getattr(written, kind)))} -o library" for kind in ("hubert", "voice", "pitch")]
-    commands.append(f"infer speech.wav out.wav -m library --voice {embedded.name}")
+    commands.append(f"infer speech.wav out.wav -m library --voice {embedded.name} --index-rate {embedded.index_rate:g}")
     for lead, words in zip(["next:", *["     "] * 3], commands, strict=True):
         click.echo(f"{lead} rvc-coreml {words}")

@@ -45,11 +45,14 @@ class EmbeddedFile:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The manifest. `median_pitch` is the target's own speech's, in Hz; `seeded` says that the weights are random stand-ins."""
+    """The manifest. `median_pitch` is the target's own speech's, in Hz, `index_rate` the recommended share of retrieved features, 0 to 1;
+    `seeded` says that the weights are random stand-ins.
+    """
 
     name: str
     seeded: bool
     median_pitch: float
+    index_rate: float
     files: dict[str, EmbeddedFile]
 
     def path(self, what: str) -> Path:
@@ -72,7 +75,8 @@ def read_embedded(folder: Path = FOLDER) -> Embedded:
             str(name): EmbeddedFile(folder / name, int(one["bytes"]), str(one["sha256"]), str(one["licence"]), str(one["made_by"]))
             for name, one in values["files"].items()
         }
-        return Embedded(str(values["name"]), bool(values["seeded"]), float(values["median_pitch_hz"]), files)
+        pitch, rate = float(values["median_pitch_hz"]), float(values["index_rate"])
+        return Embedded(str(values["name"]), bool(values["seeded"]), pitch, rate, files)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableCheckpoint(f"{path} is damaged ({type(error).__name__}: {error}): {REMEDY}") from error
 

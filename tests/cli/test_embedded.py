@@ -31,6 +31,7 @@ def test_the_next_commands_are_printed_and_exist(tmp_path: Path) -> None:
     commands = [line.partition("rvc-coreml ")[2] for line in lines if "rvc-coreml " in line]
     assert [command.split()[:2] for command in commands[:-1]] == [["convert", kind] for kind in ("hubert", "voice", "pitch")]
     assert commands[-1].startswith("infer ")
+    assert commands[-1].endswith(f"--index-rate {read_embedded().index_rate:g}")
     convert = main.get_command(None, "convert")  # type: ignore[arg-type]
     for command in commands[:-1]:
         assert command.split()[1] in convert.commands  # type: ignore[union-attr]
@@ -44,6 +45,7 @@ def test_json_names_every_file(tmp_path: Path) -> None:
     assert report["voice"] == read_embedded().name
     assert report["seeded"] is read_embedded().seeded
     assert report["median_pitch_hz"] == read_embedded().median_pitch
+    assert report["index_rate"] == read_embedded().index_rate
     assert set(map(Path, report["files"].values())) == set((tmp_path / "try").iterdir())
 
 

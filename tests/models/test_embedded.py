@@ -46,6 +46,7 @@ def test_every_file_is_listed_and_is_what_was_listed() -> None:
         assert embedded.path(part) == FOLDER / part
     assert all(one.licence == "MIT" and one.made_by for one in embedded.files.values())
     assert 50 < embedded.median_pitch < 400
+    assert 0 <= embedded.index_rate <= 1
 
 
 @pytest.mark.parametrize("name", [CONTENT_ENCODER_FILES[1], VOICE])

@@ -18,6 +18,7 @@ from support.cli import tree, unchanged
 from train_embedded import export
 from train_embedded.card import Facts, blocks, read_log
 from train_embedded.document import BEGIN, END, fill
+from train_embedded.settings import INDEX_RATE
 from train_embedded.shards import Clip, write_shard
 from train_embedded.sources import SOURCES, TrainingError
 
@@ -76,6 +77,7 @@ def test_the_folder_is_whole_and_its_manifest_true(work: Path, target: Path, doc
     embedded = read_embedded(target)
     assert (embedded.name, embedded.seeded) == ("joe", False)
     assert embedded.median_pitch == pytest.approx(PITCH_HZ, rel=0.01)
+    assert embedded.index_rate == INDEX_RATE
     assert load_hubert(embedded.path(CONTENT_ENCODER)).config == config()
     assert load_voice(embedded.path(VOICE)).version == "v1"
     assert read_index(embedded.path(INDEX), 256).count == 200

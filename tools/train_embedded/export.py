@@ -22,7 +22,7 @@ from rvc_coreml.runtime.pitch import estimate_pitch
 from .card import Facts, blocks, model_card, read_log
 from .document import fill
 from .index import build_index
-from .settings import MEDIAN_METHOD, median_pitch
+from .settings import INDEX_RATE, MEDIAN_METHOD, median_pitch
 from .shards import read_shard
 from .sources import TrainingError
 from .stand_in import write_stand_in
@@ -85,7 +85,8 @@ def export(work: Path, target: Path, pitch: float, *, seeded: bool = False) -> F
         )
         (folder / CARD).write_text(model_card(facts), encoding="utf-8")
         files = {name: described(folder / name, name) for name in (*sources, INDEX, CARD)}
-        write_json(folder / MANIFEST, {"name": NAME, "seeded": seeded, "median_pitch_hz": round(pitch, 1), "files": files})
+        facts_of_use = {"median_pitch_hz": round(pitch, 1), "index_rate": INDEX_RATE}
+        write_json(folder / MANIFEST, {"name": NAME, "seeded": seeded, **facts_of_use, "files": files})
     return facts
 
 
