@@ -76,7 +76,7 @@ def main(debug: bool) -> None:
       rvc-coreml embedded try
       rvc-coreml convert hubert try/hubert -o library
       rvc-coreml convert voice try/joe.pth -o library
-      rvc-coreml infer speech.wav out.wav -m library --voice joe
+      rvc-coreml infer speech.wav out.wav -m library --voice joe --index-rate 0
     """
     del debug  # read from the context by Group
     if threading.current_thread() is threading.main_thread():

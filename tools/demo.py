@@ -24,7 +24,7 @@ from rvc_coreml.models.embedded import Embedded, read_embedded
 from rvc_coreml.runtime.backends.coreml_backend import coreml_available
 from rvc_coreml.runtime.pitch import estimate_pitch
 from spectrogram import draw_spectrograms
-from train_embedded.settings import INDEX_RATE, MEDIAN_METHOD, median_pitch, transposition
+from train_embedded.settings import MEDIAN_METHOD, median_pitch, transposition
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "golden_outputs" / "audio" / "librivox_austen_0870.wav"  # 7 s
@@ -100,9 +100,7 @@ def demonstrate(folder: Path, clip: Path) -> Result:
     pitch = transposition(contour, embedded.median_pitch)
     median = median_pitch(contour) or 0
     say(f"     --pitch {pitch}: the reader's median pitch is {median:.0f} Hz, the voice's {embedded.median_pitch:.0f} Hz")
-    runs = {
-        backend: infer(clip, folder / f"converted_{backend}.wav", library, embedded.name, pitch, backend) for backend in (packages, "torch")
-    }
+    runs = {backend: infer(clip, folder / f"converted_{backend}.wav", library, embedded, pitch, backend) for backend in (packages, "torch")}
     through_packages, rate = read(folder / f"converted_{packages}.wav")
     through_torch, _rate = read(folder / "converted_torch.wav")
     closeness = compare(through_torch, through_packages, frame=rate // 100)
@@ -150,9 +148,9 @@ def rvc(*arguments: object, accepted: tuple[int, ...] = (0,)) -> str:
     return done.stdout
 
 
-def infer(clip: Path, output: Path, library: Path, voice: str, pitch: int, backend: str) -> dict[str, Any]:
-    asked = ["--voice", voice, "--pitch", pitch, "--f0-method", METHOD, "--index-rate", INDEX_RATE, "--backend", backend]
-    result = json.loads(rvc("infer", clip, output, "-m", library, *asked, "--json"))
+def infer(clip: Path, output: Path, library: Path, embedded: Embedded, pitch: int, backend: str) -> dict[str, Any]:
+    asked = ["--voice", embedded.name, "--pitch", pitch, "--f0-method", METHOD, "--index-rate", embedded.index_rate]
+    result = json.loads(rvc("infer", clip, output, "-m", library, *asked, "--backend", backend, "--json"))
     ran = ", ".join(sorted(set(result["executed_by"].values())))
     say(
         f"     {backend}: real-time factor {result['real_time_factor']:.2f}, peak memory {result['peak_memory_bytes'] / 1e9:.1f} GB,"

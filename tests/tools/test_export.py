@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from documents import BEGIN, END, fill
+from rvc_coreml.errors import UsageError
 from rvc_coreml.models import load_hubert, load_voice
 from rvc_coreml.models.embedded import CARD, CONTENT_ENCODER, FOLDER, INDEX, PITCH, PITCH_LICENCE, VOICE, read_embedded
 from rvc_coreml.runtime.retrieval import read_index
@@ -17,8 +19,7 @@ from support.checkpoints import SMALL_HUBERT, small_config, write_small_hubert, 
 from support.cli import tree, unchanged
 from train_embedded import export
 from train_embedded.card import Facts, blocks, read_log
-from train_embedded.document import BEGIN, END, fill
-from train_embedded.settings import INDEX_RATE
+from train_embedded.settings import INDEX_RATE, WRITER
 from train_embedded.shards import Clip, write_shard
 from train_embedded.sources import SOURCES, TrainingError
 
@@ -121,16 +122,16 @@ def test_what_cannot_be_shipped_is_not(work: Path, target: Path, docs: Path, wro
 
 
 def test_a_block_is_exchanged_and_the_rest_stays() -> None:
-    text = f"before\n{BEGIN.format('one')}\n\nold\n\n{END.format('one')}\nafter"
-    assert fill(text, "one", "new") == text.replace("old", "new")
-    with pytest.raises(TrainingError, match="no block 'two'"):
-        fill(text, "two", "new")
+    text = f"before\n{BEGIN.format('one', WRITER)}\n\nold\n\n{END.format('one')}\nafter"
+    assert fill(text, "one", "new", WRITER) == text.replace("old", "new")
+    with pytest.raises(UsageError, match="no block 'two'"):
+        fill(text, "two", "new", WRITER)
 
 
 def test_the_page_in_the_repository_has_every_block() -> None:
     text = (ROOT / "docs" / "embedded_voice.md").read_text(encoding="utf-8")
     for block in blocks(Facts(True, 100.0)):
-        assert "what the block says now" in fill(text, block, "what the block says now")
+        assert "what the block says now" in fill(text, block, "what the block says now", WRITER)
 
 
 def test_logs_that_are_missing_or_broken_are_no_figures(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from train_embedded import generate
 from train_embedded.generate import SHARED_SHARE, TARGET_SENTENCES
 from train_embedded.kokoro_weights import expanded, module_name, torch_arrays
 from train_embedded.shards import HELD_OUT_SPEAKERS
-from train_embedded.synthesisers.kokoro import FRAMES, SENTENCES, UNVOICED, Kokoro, Register
+from train_embedded.synthesisers.kokoro import SENTENCES, UNVOICED, Kokoro, Register
 from train_embedded.synthesisers.speech import Speech
 
+FRAMES = 80  # of a contour, a second
 STYLES = {name: np.full((3, 256), number, np.float32) for number, name in enumerate(["af_heart", "bm_george", "am_adam", "bf_emma"])}
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .document import markdown_table
+from documents import markdown_table
+
 from .evaluation_page import tables
 from .settings import INDEX_RATE, LEAST_MARGIN, LEAST_SHIFT, LEAST_SURVIVAL, MOST_SEMITONES
 from .sources import SOURCES

@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from documents import fill, markdown_table
 from rvc_coreml.runtime.files import atomic_path
 
-from .document import fill, markdown_table
+from .settings import WRITER
 from .words import Alignment, joined
 
 BLOCK = "figures"
@@ -171,6 +172,6 @@ def _text(reading: str) -> str:
 
 def write_page(page: Path, result: Row) -> None:
     """Fill the page's block of figures. Raises TrainingError where it has none, OutputError where the page cannot be written."""
-    text = fill(page.read_text(encoding="utf-8"), BLOCK, tables(result))
+    text = fill(page.read_text(encoding="utf-8"), BLOCK, tables(result), WRITER)
     with atomic_path(page) as temporary:
         temporary.write_text(text, encoding="utf-8")

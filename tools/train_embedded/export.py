@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from documents import fill
 from numpy.typing import NDArray
 from rvc_coreml.models import load_hubert, load_voice
 from rvc_coreml.models.embedded import CARD, CONTENT_ENCODER, CONTENT_ENCODER_FILES, FOLDER, INDEX, MANIFEST, PITCH, PITCH_LICENCE, VOICE
@@ -20,9 +21,8 @@ from rvc_coreml.runtime.files import atomic_folder, atomic_path, sha256, write_j
 from rvc_coreml.runtime.pitch import estimate_pitch
 
 from .card import Facts, blocks, model_card, read_log
-from .document import fill
 from .index import build_index
-from .settings import INDEX_RATE, MEDIAN_METHOD, median_pitch
+from .settings import INDEX_RATE, MEDIAN_METHOD, WRITER, median_pitch
 from .shards import read_shard
 from .sources import TrainingError
 from .stand_in import write_stand_in
@@ -151,6 +151,6 @@ def write_page(page: Path, facts: Facts) -> None:
     """The figures of docs/embedded_voice.md."""
     text = page.read_text(encoding="utf-8")
     for block, content in blocks(facts).items():
-        text = fill(text, block, content)
+        text = fill(text, block, content, WRITER)
     with atomic_path(page) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -76,6 +76,12 @@ def other_features(encoder: Hubert, audio: Tensor, places: Tensor | None = None)
     return found[nearest]
 
 
+def counterpart_features(encoder: Hubert, samples: int, other: Counterpart, device: torch.device) -> Tensor:
+    """Another speaker's clip of the same sentence, disguised too, at the frames of the target's clip of so many samples."""
+    places = torch.from_numpy(other.at(frame_centres(samples, torch.device("cpu")).double().numpy())).float().to(device)
+    return other_features(encoder, high_passed(waveform(other.clip.audio, device)), places)
+
+
 def frame_centres(samples: int, device: torch.device) -> Tensor:
     """Where a clip's frames lie in it, in samples (F,)."""
     return torch.arange(-(-samples // FRAME_HOP), device=device) * FRAME_HOP + FRAME_CENTRE
@@ -121,18 +127,16 @@ class FeatureTable:
             for index, (audio, first) in enumerate(zip(clips, timeline.first, strict=True)):
                 if copy and time.monotonic() > deadline:
                     return
-                found = self._copy(encoder, audio, others[index][copy - 1 : copy]) if copy else clip_features(encoder, audio)
+                if copy == 0:
+                    found = clip_features(encoder, audio)
+                elif copy <= len(others[index]):
+                    found = counterpart_features(encoder, audio.shape[1], others[index][copy - 1], audio.device)
+                    self.by_others += 1
+                else:
+                    found = other_features(encoder, audio)
                 count = speech.frames(index) // 2
                 self.table[copy, first // 2 : first // 2 + count] = found[:count]
             self.copies = copy
-
-    def _copy(self, encoder: Hubert, audio: Tensor, others: Sequence[Counterpart]) -> Tensor:
-        if not others:
-            return other_features(encoder, audio)
-        self.by_others += 1
-        centres = frame_centres(audio.shape[1], audio.device)
-        places = torch.from_numpy(others[0].at(centres.cpu().double().numpy())).to(centres)
-        return other_features(encoder, high_passed(waveform(others[0].clip.audio, audio.device)), places)
 
     def clean(self, timeline: Timeline, minutes: float) -> NDArray[np.float16]:
         """Features of the first clips, up to so many minutes: (F, 256)."""

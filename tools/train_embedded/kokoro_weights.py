@@ -22,14 +22,12 @@ SCALE, ZERO_POINT = "/scale", "/zero_point"  # what stands beside NAME's integer
 
 # What the graph calls a module, and what the package does: the exporter wrapped the parts in two modules of its own.
 _RENAMED = (
-    (r"^encoder\.(F0|N|shared)\b", r"predictor.\1"),
-    (r"^encoder\.(F0_proj|N_proj)\b", r"predictor.\1"),
+    (r"^encoder\.(F0|N|F0_proj|N_proj|shared)\b", r"predictor.\1"),
     (r"^encoder\.(?=bert|text_encoder|predictor)", ""),
     (r"^decoder\.decoder\.", "decoder."),
     (r"\b(\w+)\.\d+\.(\1\.\d+\.\d+)$", r"\2"),  # the scope of a sequence's member says the sequence's name again
     (r"\b(\w+)\.(\1\.\d+)$", r"\2"),
     (r"_\d+$", ""),  # ALBERT's one layer stands in the graph twelve times: query, query_1, ...
-    (r"\.Gemm$", ""),
 )
 _PLAIN = re.compile(r"(encoder|decoder)\.[\w.]+\.(bias|weight|gamma|beta|alpha[12]\.\d)")
 _GATES = (0, 2, 3, 1)  # ONNX has input, output, forget, cell; PyTorch input, forget, cell, output

@@ -14,6 +14,7 @@ LEAST_SHIFT = 2
 # Share of the retrieved features: none keeps the most words, of speech by readers and of synthetic speech (docs/embedded_voice.md).
 INDEX_RATE = 0.0
 
+WRITER = "tools/train_embedded"  # as the pages that these tools fill name it
 LEAST_SURVIVAL, MOST_SEMITONES = 0.7, 0.5  # words kept and median pitch error: what has to hold for each LibriVox clip
 LEAST_MARGIN = 0.1  # similarity to the target above that to the source, which is what "well above" is taken to be
 

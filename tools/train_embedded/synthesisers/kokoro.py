@@ -22,7 +22,6 @@ HELD_OUT_SHARE = 0.02  # of the speakers drawn, who are never trained on
 PLAIN_SHARE = 0.3  # of the speakers drawn are one style at its own pitch; of the others half are mixtures
 SENTENCES = 3  # that a speaker says before the next one is drawn
 UNVOICED = 10.0  # Hz: Kokoro's own threshold
-FRAMES = 80  # of the contour, a second
 _MEDIANS, _FACTORS = (68.0, 290.0), (0.55, 1.7)  # Hz that a speaker's median pitch is moved to, and how far at most
 _RANGES = (0.5, 1.4)  # of the melody, in octaves around the median
 _JITTER = 0.04  # most, as a share of the pitch, from frame to frame
@@ -53,10 +52,10 @@ class Register:
         old = float(np.median(contour[voiced]))
         low, high = max(_MEDIANS[0], old * _FACTORS[0]), min(_MEDIANS[1], old * _FACTORS[1])
         new = low * (max(high, low) / low) ** self.median
-        factors = new * (np.maximum(contour, UNVOICED) / old) ** self.spread * (1 + self.jitter * rng.standard_normal(len(contour)))
+        hertz = new * (np.maximum(contour, UNVOICED) / old) ** self.spread * (1 + self.jitter * rng.standard_normal(len(contour)))
         if self.creak:
-            factors *= _fry(voiced, rng)
-        return np.where(voiced, np.maximum(factors, _LOWEST), contour).astype(np.float32)
+            hertz *= _fry(voiced, rng)
+        return np.where(voiced, np.maximum(hertz, _LOWEST), contour).astype(np.float32)
 
 
 def _fry(voiced: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -141,6 +140,7 @@ class Kokoro:
                 return contour
             return torch.from_numpy(speaker.register.moved(contour[0].cpu().numpy(), rng))[None].to(contour.device)
 
+        torch.manual_seed(int(rng.integers(2**63)))  # of the noise in its source
         spoken, units = self._network(tokens, timbre, manner, float(rng.uniform(*SPEEDS)), pitch)
         audio = spoken.cpu().numpy()
         seconds = kokoro_seconds(units.cpu().numpy().astype(np.float64), len(audio))
@@ -155,7 +155,5 @@ def load(bundles: Path, work: Path, held_out_share: float = HELD_OUT_SHARE) -> K
     vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))["vocab"]
     with np.load(io.BytesIO(unpacked(folder / WEIGHTS, work).read_bytes()), allow_pickle=False) as stored:
         numbers = expanded({name: stored[name] for name in stored.files})
-    torch.set_num_threads(1)  # the workers are many
-    torch.manual_seed(0)
     network = KokoroNetwork(folder, numbers).to("cuda" if torch.cuda.is_available() else "cpu")
     return Kokoro(network, styles, vocabulary, held_out_share)
