@@ -17,7 +17,8 @@ import click
 from ..errors import RvcCoremlError, printable
 
 if TYPE_CHECKING:
-    from ..runtime.library import Component, StageEntry
+    from ..runtime.library import Component
+    from ..runtime.manifest import StageEntry
 
 INTERRUPTED = 130  # the shell's code for a process ended by Ctrl-C
 JSON_HELP = "Print JSON on standard output and nothing else there."

@@ -292,7 +292,7 @@ def _report(component: Component, library: str, seconds: float, as_json: bool) -
 def _warn(component: Component) -> None:
     """A line for each thing that will be heard."""
     from ..golden_outputs.thresholds import Verdict, limit
-    from ..runtime.library import stage_of_entry
+    from ..runtime.manifest import stage_of_entry
 
     warn_of_embedder(component)
     if component.manifest.details.get("metadata", {}).get("notes"):

@@ -9,7 +9,7 @@ import click
 from .common import JSON_HELP, precision_text, print_json, table
 
 if TYPE_CHECKING:
-    from ..runtime.library import StageEntry
+    from ..runtime.manifest import StageEntry
 
 
 @click.command(name="list")

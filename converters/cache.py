@@ -14,7 +14,8 @@ from ..models.checkpoint.hubert import weight_file
 from ..models.checkpoint.reading import require_file
 from ..runtime.downloads import cache_folder, downloaded, lock
 from ..runtime.files import output_errors, sha256
-from ..runtime.library import FORMAT_VERSION, MAX_NAME, Library
+from ..runtime.library import MAX_NAME, Library
+from ..runtime.manifest import FORMAT_VERSION
 from .conversion import Progress, convert_content_encoder, convert_voice
 from .many import index_beside
 from .opening import source_hash

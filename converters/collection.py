@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ArchiveError, RvcCoremlError, printable
 from ..models.checkpoint.reading import PICKLE_MAGIC, ZIP_MAGIC, is_safetensors
-from ..runtime.library import MANIFEST
+from ..runtime.manifest import MANIFEST
 from ..runtime.zips import SafeZip, is_torch_zip, is_zip_name
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".onnx")

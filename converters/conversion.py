@@ -23,18 +23,8 @@ from ..models.stages import VOICE_STAGES
 from ..runtime.backends.reference_backend import ReferenceBackend
 from ..runtime.files import output_errors
 from ..runtime.goldens import GATE, padded
-from ..runtime.library import (
-    CONTENT_ENCODER,
-    PITCH,
-    WEIGHTS,
-    Component,
-    Library,
-    Manifest,
-    StageEntry,
-    check_name,
-    new_build,
-    stage_of_entry,
-)
+from ..runtime.library import CONTENT_ENCODER, PITCH, WEIGHTS, Component, Library, check_name, new_build
+from ..runtime.manifest import Manifest, StageEntry, stage_of_entry
 from ..runtime.recording import recorded_cases, save_goldens, tool_versions
 from ..runtime.retrieval import IndexFile
 from .examination import examine

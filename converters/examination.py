@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from ..runtime.library import stage_of_entry
+from ..runtime.manifest import stage_of_entry
 from .exporting import ExportedNetwork
 from .fallback_options import Fallback
 from .forms import Form, Planned

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
-from ..runtime.library import Manifest, StageEntry
+from ..runtime.manifest import Manifest, StageEntry
 from .preflight.findings import counted, shown_share
 
 MOST_SHOWN = 4  # kinds of operations in one line

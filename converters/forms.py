@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import UsageError
 from ..models.layouts import DEFAULT_LAYOUT, LAYOUTS, PLAIN, check_windows, default_windows, layout_of, stage_of, window_layout
 from ..models.stages import Stage
-from ..runtime.library import AT, Manifest
+from ..runtime.manifest import AT, Manifest
 from .compression import parse_weights
 from .precisions import AUTO, parse_by_stage, parse_precisions
 

@@ -21,7 +21,7 @@ from ..models.stages import Stage
 from ..runtime.backends.base import ArrangedRunner, PackageRunner, StageRunner, predict_arrays
 from ..runtime.files import output_errors, write_json
 from ..runtime.goldens import padded
-from ..runtime.library import StageEntry, file_label, own_modules_name
+from ..runtime.manifest import StageEntry, file_label, own_modules_name
 from ..runtime.recording import GOLDEN, tool_versions
 from ..runtime.reference import ReferenceModel
 from .audit import audit_package

@@ -17,7 +17,7 @@ from ..runtime.goldens import GATE
 from ..runtime.hybrid import Plan
 from ..runtime.hybrid.stages import constants_name, graph_name
 from ..runtime.hybrid.storage import save_tensors
-from ..runtime.library import file_label, own_modules_name
+from ..runtime.manifest import file_label, own_modules_name
 from .audit import Package, audit_parts, parameters_in_pytorch
 from .examination import Examined
 from .splitting import split_network

@@ -20,15 +20,16 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import LibraryError
 from ..models.arrangement import Arrangement
-from ..models.layouts import LAYOUTS, PLAIN
+from ..models.layouts import PLAIN
 from ..models.stages import VOICE_STAGES
 from .files import output_errors, sync_tree, write_json
+from .manifest import FORMAT_VERSION, MANIFEST, Manifest, StageEntry, own_modules_name, stage_of_entry
 
 if TYPE_CHECKING:
     from ..golden_outputs.golden import Golden
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from .backends.torch_backend import TorchBackend
     from .hybrid.parts import Parts
 
-FORMAT_VERSION = 4
-MANIFEST = "manifest.json"
 CONTENT_ENCODER = "content_encoder"
 VOICES = "voices"
 PITCH = "pitch"
@@ -50,82 +49,9 @@ _REQUIRED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     PITCH: ((PITCH,), ()),
 }
 _INDEX_ENTRIES = ("file", "sha256", "stored", "vectors", "cells", "nprobe", "width")
-AT = "@"  # between a stage and its frames, in the name of a further window
 _TEMPORARY = ".convert-"
 _LOCK = ".lock"
 MAX_NAME = 100
-
-
-@dataclass(frozen=True)
-class StageEntry:
-    """One stage as the manifest keeps it. Paths are relative to the build.
-
-    A stage of which something stays in PyTorch has a `plan` (runtime/hybrid/plan.py); `package` is then its stored graph, and
-    the plan names the packages of its parts. `inputs` and `outputs` are the stage's own; an `arrangement`
-    (models/arrangement.py) leads from them to the package's. `function` names one of a package of several; operations
-    that a half-precision package computes in float32 are `kept_float32`; `weights` says how they are compressed.
-    """
-
-    package: str
-    golden: str
-    operations: str
-    window: int
-    context: int
-    precision: str
-    compute_units: str
-    minimum_deployment_target: str
-    inputs: dict[str, list[int]]
-    outputs: dict[str, list[int]]
-    operation_counts: dict[str, int]
-    audited_values: int
-    reference_snr_db: float | None
-    plan: dict[str, Any] | None = None
-    layout: str = "plain"
-    arrangement: dict[str, Any] | None = None
-    function: str | None = None
-    kept_float32: list[str] = field(default_factory=list)
-    weights: str | None = None
-
-    @property
-    def arranged(self) -> Arrangement | None:
-        """Raises ValueError where what the manifest says is none."""
-        return None if self.arrangement is None else Arrangement.from_dict(self.arrangement)
-
-    @property
-    def package_inputs(self) -> dict[str, list[int]]:
-        """Names and shapes of what the package takes, in order."""
-        arranged = self.arranged
-        return dict(self.inputs) if arranged is None else {item.name: list(item.shape) for item in arranged.inputs}
-
-    @property
-    def package_outputs(self) -> list[str]:
-        """Names of what the package gives, in order."""
-        arranged = self.arranged
-        return list(self.outputs) if arranged is None else list(dict.fromkeys(item.source for item in arranged.outputs))
-
-    def packages(self) -> list[str]:
-        """Its package, or those of its parts."""
-        return [self.package] if self.plan is None else [part["package"] for part in self.plan["parts"] if part["package"] is not None]
-
-    def files(self) -> list[str]:
-        """Every path that the entry names."""
-        own = [] if self.layout == PLAIN else [own_modules_name(self.operations)]
-        return list(dict.fromkeys([self.package, self.golden, self.operations, *own, *self.packages()]))
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A component's manifest. `details` is what the kind of component adds (a voice's version, rate, config, ...)."""
-
-    kind: str
-    name: str
-    build: str
-    source: dict[str, Any]
-    tools: dict[str, str]
-    stages: dict[str, StageEntry]
-    details: dict[str, Any] = field(default_factory=dict)
-    index: dict[str, Any] | None = None
-    format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -309,7 +235,7 @@ class Library:
             try:
                 sync_tree(temporary)
                 os.rename(temporary, folder / manifest.build)
-                write_json(folder / MANIFEST, _as_json(manifest))
+                write_json(folder / MANIFEST, manifest.to_dict())
             except BaseException:
                 if not _names(folder / MANIFEST, manifest.build):  # an interrupt may come after the switch
                     shutil.rmtree(folder / manifest.build, ignore_errors=True)
@@ -331,7 +257,7 @@ class Library:
                 raise LibraryError(f"the {component.title} was converted again meanwhile: nothing was changed, try once more")
             write(component.build)
             sync_tree(component.build)
-            write_json(component.folder / MANIFEST, _as_json(manifest))
+            write_json(component.folder / MANIFEST, manifest.to_dict())
             tidy(component.build)
         return Component(component.folder, manifest)
 
@@ -341,35 +267,11 @@ class Library:
         return self.path / (PITCH if kind == PITCH else VOICES) / name
 
 
-def stage_of_entry(name: str) -> str:
-    """The stage of a manifest's entry: `content_encoder` of `content_encoder@2150`, a further window of it."""
-    return name.partition(AT)[0]
-
-
-def file_label(name: str) -> str:
-    """An entry's name as its files have it."""
-    return name.replace(AT, "_")
-
-
-def own_modules_name(operations: str) -> str:
-    """The file beside a stage's operation map that has modules as the stage's layout calls them."""
-    return operations.replace(".operations.json", ".modules.json")
-
-
 def check_name(name: str) -> None:
     """Raises LibraryError for a name that cannot be a folder's."""
     printable = bool(name) and name.isprintable() and not any(character in name for character in "/\\$")
     if not printable or len(name.encode()) > MAX_NAME or name.startswith((".", "~")):  # coremltools expands ~ and $NAME in paths
         raise LibraryError(f"{name!r} cannot be a voice's name: give one of 1 to {MAX_NAME} bytes without / \\ $, with --name")
-
-
-def _as_json(manifest: Manifest) -> dict[str, Any]:
-    """As it is stored: a stage in one package says nothing of a plan."""
-    content = asdict(manifest)
-    for entry in content["stages"].values():
-        if entry["plan"] is None:
-            del entry["plan"]
-    return content
 
 
 def new_build(source_hash: str) -> str:
@@ -425,7 +327,7 @@ def _check(component: Component) -> None:
         if not (isinstance(entry.window, int) and isinstance(entry.context, int) and 0 <= 2 * entry.context < entry.window):
             raise LibraryError(f"{component.folder / MANIFEST} is damaged (window {entry.window}, context {entry.context}): convert again")
         try:
-            _check_layout(entry)
+            entry.check()
         except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise LibraryError(f"{component.folder / MANIFEST} is damaged ({said}): convert again") from error
@@ -435,18 +337,6 @@ def _check(component: Component) -> None:
             raise LibraryError(f"{component.folder / MANIFEST} points outside its folder ({path})")
         if not path.exists():
             raise LibraryError(f"the {component.title} is incomplete: {path} is missing; convert it again")
-
-
-def _check_layout(entry: StageEntry) -> None:
-    """Raises ValueError, or what torch raises, where an entry's layout is none or its arrangement does not lead there and back."""
-    texts = (entry.function, entry.weights)
-    if entry.layout not in LAYOUTS or any(not (text is None or isinstance(text, str)) for text in texts):
-        raise ValueError(f"layout {entry.layout!r}, function {entry.function!r}, weights {entry.weights!r}")
-    if not isinstance(entry.kept_float32, list):
-        raise ValueError(f"operations in float32 {entry.kept_float32!r}")
-    arranged = entry.arranged
-    if arranged is not None:
-        arranged.check(entry.inputs, entry.outputs)
 
 
 def _names(path: Path, build: str) -> bool:

@@ -35,7 +35,8 @@ from .backends.torch_backend import TorchBackend
 from .config import OptimizationConfig
 from .files import output_errors, sha256
 from .goldens import SEED, Speech, golden_folder, make_cases, padded, recorded_speech, require_encoder
-from .library import Component, Library, stage_of_entry
+from .library import Component, Library
+from .manifest import stage_of_entry
 from .noise import seeded_noise
 from .pitch import HOP, SAMPLE_RATE, estimate_pitch
 from .segments import PAD, PAD_FRAMES

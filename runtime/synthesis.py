@@ -20,7 +20,7 @@ from ..models.stages import VALID_INPUT
 from .backends.base import PlacedRunner
 from .config import OptimizationConfig
 from .devices import frames_within, windows_together
-from .library import StageEntry, stage_of_entry
+from .manifest import StageEntry, stage_of_entry
 from .noise import NoiseDraw
 from .pitch import coarse_pitch
 from .profiling import NullProfile, Profile

@@ -29,7 +29,8 @@ from ..models.stages import VALID_INPUT
 from ..models.synthesizer import PRIOR_SCALE, Synthesizer
 from .backends.torch_backend import TorchBackend
 from .goldens import padded
-from .library import CONTENT_ENCODER, PITCH, Component, Library, stage_of_entry
+from .library import CONTENT_ENCODER, PITCH, Component, Library
+from .manifest import stage_of_entry
 
 FOLDER = Path(golden_outputs.__path__[0]) / "upstream"
 VOICES = ("synth_v2_40k", "synth_v1_32k_nof0")

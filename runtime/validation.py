@@ -24,7 +24,8 @@ from ..models.stages import VOICE_STAGES
 from .backends.base import Backend, StageRunner, predict_arrays
 from .backends.torch_backend import HALF_STAGES, TorchBackend
 from .goldens import GATE, golden_folder, padded, pipeline_goldens, stage_goldens
-from .library import CONTENT_ENCODER, PITCH, Component, Library, stage_of_entry
+from .library import CONTENT_ENCODER, PITCH, Component, Library
+from .manifest import stage_of_entry
 from .recording import tool_versions
 from .upstream import require_recordings, upstream_goldens, upstream_outputs, upstream_pipeline
 

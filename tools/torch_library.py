@@ -16,7 +16,8 @@ from rvc_coreml.models.checkpoint import load_pitch, load_voice, read_hubert
 from rvc_coreml.models.stages import VOICE_STAGES, Stage, content_encoder_stage, pitch_stage, voice_stage
 from rvc_coreml.runtime.files import sha256, write_json
 from rvc_coreml.runtime.goldens import GATE, make_cases
-from rvc_coreml.runtime.library import CONTENT_ENCODER, INDEX, PITCH, WEIGHTS, Library, Manifest, StageEntry
+from rvc_coreml.runtime.library import CONTENT_ENCODER, INDEX, PITCH, WEIGHTS, Library
+from rvc_coreml.runtime.manifest import Manifest, StageEntry
 from rvc_coreml.runtime.recording import GOLDEN, tool_versions
 from rvc_coreml.runtime.retrieval import FeatureIndex
 from safetensors.torch import save_file

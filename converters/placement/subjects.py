@@ -9,7 +9,8 @@ from typing import Any
 
 from ...errors import LibraryError, UsageError
 from ...runtime.hybrid.storage import GRAPH, is_hybrid, read_folder
-from ...runtime.library import CONTENT_ENCODER, MANIFEST, PITCH, VOICES, Component, Library
+from ...runtime.library import CONTENT_ENCODER, PITCH, VOICES, Component, Library
+from ...runtime.manifest import MANIFEST
 from ...runtime.reference.package import open_package
 from ...runtime.reference.reader import function_names
 

@@ -18,7 +18,8 @@ from ...models.layouts import PLAIN, stage_of
 from ...models.stages import ContentEncoderStage, DecoderStage, Stage
 from ..config import OptimizationConfig
 from ..devices import best_device, full_precision
-from ..library import CONTENT_ENCODER, PITCH, Component, stage_of_entry
+from ..library import CONTENT_ENCODER, PITCH, Component
+from ..manifest import stage_of_entry
 from .base import Packaged, StageRunner, Tensors
 
 # Frames of the content encoder's convolutions at a time. On the CPU a second of them stays in the cache; Metal's

@@ -14,7 +14,7 @@ from ...errors import PackageError
 from ..backends.base import Packaged, StageRunner, Tensors, entering, leaving
 from ..backends.torch_backend import TorchBackend
 from ..goldens import golden_folder
-from ..library import file_label
+from ..manifest import file_label
 from .chain import Chain
 from .graph import Ref, load_graph
 from .parts import Parts

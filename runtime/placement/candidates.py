@@ -10,7 +10,8 @@ from ...models.stages import VOICE_STAGES
 from ..backends.base import Backend
 from ..backends.coreml_backend import CoreMLBackend
 from ..backends.torch_backend import TorchBackend
-from ..library import CONTENT_ENCODER, PITCH, stage_of_entry
+from ..library import CONTENT_ENCODER, PITCH
+from ..manifest import stage_of_entry
 
 UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")  # Core ML's compute units; all of them first, then fewer
 NEURAL_ENGINE = frozenset({"ALL", "CPU_AND_NE"})  # what compiles for it, which has taken from seconds to hours

@@ -13,7 +13,8 @@ from ..backends.base import Packaged, StageRunner, predict_arrays
 from ..backends.coreml_backend import CoreMLBackend, require_coreml
 from ..config import OptimizationConfig
 from ..goldens import GATE
-from ..library import Component, Library, stage_of_entry
+from ..library import Component, Library
+from ..manifest import stage_of_entry
 from .candidates import STAGES, Candidate
 from .decisions import Decisions
 from .placement import Notify, Placement

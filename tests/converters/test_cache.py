@@ -11,7 +11,8 @@ from rvc_coreml.converters import cache
 from rvc_coreml.converters.cache import library_for
 from rvc_coreml.errors import ConversionError, LibraryError, OutputError, UnreadableCheckpoint, WrongCheckpointKind
 from rvc_coreml.runtime.files import sha256
-from rvc_coreml.runtime.library import FORMAT_VERSION, Library
+from rvc_coreml.runtime.library import Library
+from rvc_coreml.runtime.manifest import FORMAT_VERSION
 from support.checkpoints import write_small_hubert, write_voice
 from support.mixed import BUILT, write_index
 

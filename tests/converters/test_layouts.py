@@ -26,7 +26,8 @@ from rvc_coreml.runtime.backends.base import predict_arrays
 from rvc_coreml.runtime.backends.reference_backend import ReferenceBackend
 from rvc_coreml.runtime.backends.torch_backend import TorchBackend
 from rvc_coreml.runtime.goldens import GATE, stage_goldens
-from rvc_coreml.runtime.library import Library, file_label
+from rvc_coreml.runtime.library import Library
+from rvc_coreml.runtime.manifest import file_label
 from rvc_coreml.runtime.reference import ReferenceModel
 from support.checkpoints import SMALL_HUBERT, write_small_hubert, write_voice
 from support.damage import largest_weight

@@ -18,7 +18,8 @@ from rvc_coreml.converters.preflight import Finding, Preflight
 from rvc_coreml.errors import ConversionError, FallbackError, IncompleteCheckpoint, UsageError
 from rvc_coreml.models.stages import VOICE_STAGES
 from rvc_coreml.runtime.files import sha256
-from rvc_coreml.runtime.library import Component, Manifest, StageEntry
+from rvc_coreml.runtime.library import Component
+from rvc_coreml.runtime.manifest import Manifest, StageEntry
 from support.checkpoints import write_small_hubert, write_voice
 from support.cli import tree
 from support.mixed import BUILT, write_index, write_mixed_folder, write_zip

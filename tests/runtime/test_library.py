@@ -11,7 +11,8 @@ import pytest
 from rvc_coreml.errors import LibraryError, OutputError
 from rvc_coreml.models.stages import VOICE_STAGES
 from rvc_coreml.runtime import library as module
-from rvc_coreml.runtime.library import CONTENT_ENCODER, VOICES, Component, Library, Manifest, StageEntry, check_name, new_build
+from rvc_coreml.runtime.library import CONTENT_ENCODER, VOICES, Component, Library, check_name, new_build
+from rvc_coreml.runtime.manifest import Manifest, StageEntry
 from support.forked import python
 
 STAGE = StageEntry(

@@ -26,7 +26,8 @@ from rvc_coreml.models import stages
 from rvc_coreml.models.embedded import PITCH, embedded_path
 from rvc_coreml.runtime.bundle import CONTRACT, PAGE, write_bundle
 from rvc_coreml.runtime.files import sha256
-from rvc_coreml.runtime.library import MANIFEST, Library
+from rvc_coreml.runtime.library import Library
+from rvc_coreml.runtime.manifest import MANIFEST
 from seeded_checkpoints import write_hubert
 from seeded_checkpoints import write_voice as write_full_voice
 from support.checkpoints import write_small_hubert, write_voice

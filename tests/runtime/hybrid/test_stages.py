@@ -20,7 +20,8 @@ from rvc_coreml.runtime.backends.reference_backend import ReferenceBackend
 from rvc_coreml.runtime.backends.torch_backend import TorchBackend
 from rvc_coreml.runtime.goldens import gate_golden
 from rvc_coreml.runtime.hybrid.stages import StageInParts, graph_name
-from rvc_coreml.runtime.library import Component, Library, own_modules_name
+from rvc_coreml.runtime.library import Component, Library
+from rvc_coreml.runtime.manifest import own_modules_name
 from rvc_coreml.runtime.placement import Placement
 from rvc_coreml.runtime.placement.tuning import tune
 from rvc_coreml.runtime.recording import record
